@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Checked wrappers over the backend vtable, and the state that every snapshot has: whether it is still whole. It knows
+ * which backends exist and nothing of what they do.
+ */
+#include "vmsnap/backend.h"
+
+#include "config.h"
+#include "vmsnap/error.h"
+
+#include <errno.h>
+
+#ifdef HAVE_LIBVIRT
+#include "libvirt_backend.h"
+#endif
+
+#define MAX_EXTENTS_LENGTH_BYTES (UINT64_C(1) << 31)
+
+static const VmsnapBackend *const backends[] = {
+#ifdef HAVE_LIBVIRT
+    &vmsnap_libvirt_backend,
+#endif
+    NULL,
+};
+
+static const VmsnapBackend *backend_find(const char *source) {
+    for (size_t i = 0; backends[i]; i++)
+        if (backends[i]->handles(source))
+            return backends[i];
+    return NULL;
+}
+
+VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError **error) {
+    g_return_val_if_fail(options->source && options->connections > 0, NULL);
+    const VmsnapBackend *backend = backend_find(options->source);
+    if (!backend) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE,
+                    "failed to mount '%s': this vmsnap was built without support for that kind of source",
+                    options->source);
+        return NULL;
+    }
+    VmsnapSnapshot *snapshot = backend->begin(options, error);
+    g_assert(snapshot || !error || *error);
+    return snapshot;
+}
+
+gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error) {
+    gboolean ended = snapshot->backend->end(snapshot, aborted, error);
+    g_assert(ended || !error || *error);
+    return ended;
+}
+
+void vmsnap_snapshot_free(VmsnapSnapshot *snapshot) {
+    if (snapshot)
+        snapshot->backend->free(snapshot);
+}
+
+void vmsnap_snapshot_break(VmsnapSnapshot *snapshot, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    g_autofree char *reason = g_strdup_vprintf(format, arguments);
+    va_end(arguments);
+
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&snapshot->lock);
+    if (snapshot->break_reason)
+        return;
+    snapshot->break_reason = g_steal_pointer(&reason);
+    g_atomic_int_set(&snapshot->broken, TRUE);
+}
+
+char *vmsnap_snapshot_dup_break_reason(VmsnapSnapshot *snapshot) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&snapshot->lock);
+    return g_strdup(snapshot->break_reason);
+}
+
+static void disk_check_range(const VmsnapDisk *disk, uint64_t offset, uint64_t length) {
+    g_assert(length > 0 && length <= disk->size_bytes && offset <= disk->size_bytes - length);
+}
+
+void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                      gpointer user_data) {
+    disk_check_range(disk, offset, length);
+    if (g_atomic_int_get(&disk->snapshot->broken))
+        done(-EIO, user_data);
+    else
+        disk->snapshot->backend->read(disk, buffer, length, offset, done, user_data);
+}
+
+void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
+                         gpointer user_data) {
+    disk_check_range(disk, offset, length);
+    g_assert(length <= MAX_EXTENTS_LENGTH_BYTES);
+    if (g_atomic_int_get(&disk->snapshot->broken))
+        done(-EIO, NULL, 0, user_data);
+    else
+        disk->snapshot->backend->extents(disk, offset, length, done, user_data);
+}
+
+static void disk_free(gpointer data) {
+    VmsnapDisk *disk = data;
+    g_free(disk->name);
+    g_free(disk->source);
+    g_free(disk->scratch_path);
+    g_free(disk);
+}
+
+static void file_free(gpointer data) {
+    VmsnapConfigFile *file = data;
+    g_free(file->name);
+    g_bytes_unref(file->content);
+    g_free(file);
+}
+
+static void left_out_free(gpointer data) {
+    VmsnapLeftOut *left_out = data;
+    g_free(left_out->name);
+    g_free(left_out->reason);
+    g_free(left_out);
+}
+
+static void version_free(gpointer data) {
+    VmsnapVersion *version = data;
+    g_free(version->program);
+    g_free(version->version);
+    g_free(version);
+}
+
+void vmsnap_snapshot_init(VmsnapSnapshot *snapshot, const VmsnapBackend *backend) {
+    snapshot->backend = backend;
+    g_mutex_init(&snapshot->lock);
+    snapshot->disks = g_ptr_array_new_with_free_func(disk_free);
+    snapshot->files = g_ptr_array_new_with_free_func(file_free);
+    snapshot->left_out = g_ptr_array_new_with_free_func(left_out_free);
+    snapshot->versions = g_ptr_array_new_with_free_func(version_free);
+}
+
+void vmsnap_snapshot_clear(VmsnapSnapshot *snapshot) {
+    g_clear_pointer(&snapshot->disks, g_ptr_array_unref);
+    g_clear_pointer(&snapshot->files, g_ptr_array_unref);
+    g_clear_pointer(&snapshot->left_out, g_ptr_array_unref);
+    g_clear_pointer(&snapshot->versions, g_ptr_array_unref);
+    g_clear_pointer(&snapshot->uuid, g_free);
+    g_clear_pointer(&snapshot->machine, g_free);
+    g_clear_pointer(&snapshot->machine_uuid, g_free);
+    g_clear_pointer(&snapshot->break_reason, g_free);
+    g_mutex_clear(&snapshot->lock);
+}
+
+void vmsnap_snapshot_add_file(VmsnapSnapshot *snapshot, const char *name, GBytes *content, gboolean hidden) {
+    VmsnapConfigFile *file = g_new0(VmsnapConfigFile, 1);
+    file->name = g_strdup(name);
+    file->content = content;
+    file->hidden = hidden;
+    g_ptr_array_add(snapshot->files, file);
+}
+
+void vmsnap_snapshot_add_left_out(VmsnapSnapshot *snapshot, const char *name, const char *reason) {
+    VmsnapLeftOut *left_out = g_new0(VmsnapLeftOut, 1);
+    left_out->name = g_strdup(name);
+    left_out->reason = g_strdup(reason);
+    g_ptr_array_add(snapshot->left_out, left_out);
+}
+
+void vmsnap_snapshot_add_version(VmsnapSnapshot *snapshot, const char *program, char *version) {
+    VmsnapVersion *entry = g_new0(VmsnapVersion, 1);
+    entry->program = g_strdup(program);
+    entry->version = version;
+    g_ptr_array_add(snapshot->versions, entry);
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The one seam between backend/ and fs/: a snapshot with disks that can be read. It owns the words and their promises;
+ * it knows neither libvirt, QMP and NBD (behind it) nor FUSE and files (before it).
+ *
+ * The consistency promise
+ *
+ * - All disks of a snapshot show one instant. Every write that the guest had seen completed before instant_ns is in it,
+ *   and no write that it began after vmsnap_snapshot_begin() returned is.
+ * - A read gives the bytes of that instant or an error, never other bytes. The same range reads the same every time.
+ * - A lost snapshot is sticky: after vmsnap_snapshot_break() every read of every disk fails with -EIO.
+ * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too.
+ * - vmsnap_snapshot_end() leaves the machine as it was: no job, no scratch, no socket. It is called once, and when it
+ *   returns every callback has been called.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdint.h>
+
+typedef struct VmsnapBackend VmsnapBackend;
+typedef struct VmsnapSnapshot VmsnapSnapshot;
+typedef struct VmsnapDisk VmsnapDisk;
+
+typedef enum {
+    VMSNAP_EXTENT_DATA,
+    VMSNAP_EXTENT_ZERO,
+} VmsnapExtentKind;
+
+/** A run of bytes of one kind. Where it begins follows from the runs before it. */
+typedef struct {
+    uint64_t length_bytes;
+    VmsnapExtentKind kind;
+} VmsnapExtent;
+
+/** A small file that belongs to the snapshot: configuration, firmware variables, a kernel. */
+typedef struct {
+    char *name;
+    GBytes *content;
+    gboolean hidden; /* belongs into .vmsnap/ */
+} VmsnapConfigFile;
+
+/** A disk of the machine that is not part of the snapshot, and why. */
+typedef struct {
+    char *name;
+    char *reason;
+} VmsnapLeftOut;
+
+/** A program that took part, for the manifest. */
+typedef struct {
+    char *program;
+    char *version;
+} VmsnapVersion;
+
+/** What the user asked for. All strings belong to the caller and must outlive the call. */
+typedef struct {
+    const char *source;         /* as typed */
+    const char *connect_uri;    /* libvirt URI, or NULL for libvirt's default */
+    const char *const *disks;   /* only these, or NULL for every disk that can be backed up */
+    const char *const *exclude; /* not these, or NULL */
+    const char *scratch_dir;    /* directory for scratch files, or NULL for the default on disk */
+    const char *mount_point;    /* absolute; only told to others, never opened by a backend */
+    unsigned connections;       /* connections per disk where the server allows several, at least 1 */
+    unsigned timeout_ms;        /* for the job to end, and for each single step that can be bounded */
+} VmsnapBeginOptions;
+
+/** One disk of a snapshot. Every field is immutable from begin to free. */
+struct VmsnapDisk {
+    VmsnapSnapshot *snapshot; /* the owner */
+    char *name;               /* target name, "vda" */
+    char *source;             /* where the machine keeps it, for people; may be NULL */
+    char *scratch_path;       /* file that holds overwritten data, or NULL */
+    uint64_t size_bytes;
+};
+
+/** The instant. Fields are immutable from begin to free but for those that name their guard. */
+struct VmsnapSnapshot {
+    const VmsnapBackend *backend;
+    char *uuid;          /* of the snapshot */
+    char *machine;       /* name of the machine */
+    char *machine_uuid;  /* stays the same from one snapshot of a machine to the next */
+    int64_t instant_ns;  /* CLOCK_REALTIME just before the instant */
+    GPtrArray *disks;    /* of VmsnapDisk, owned; in the machine's order */
+    GPtrArray *files;    /* of VmsnapConfigFile, owned */
+    GPtrArray *left_out; /* of VmsnapLeftOut, owned */
+    GPtrArray *versions; /* of VmsnapVersion, owned */
+
+    GMutex lock;
+    char *break_reason; /* guarded by lock; NULL while the snapshot is whole; once set, never changed */
+    int broken;         /* atomic; set after break_reason, so that readers need no lock */
+};
+
+/**
+ * VmsnapDoneFunc:
+ * @error: 0, or -errno
+ *
+ * Ends a read. A success is reported on a thread of the backend after the call returned; a failure may be reported
+ * before it returns. Must not block; may begin further reads.
+ */
+typedef void (*VmsnapDoneFunc)(int error, gpointer user_data);
+
+/**
+ * VmsnapExtentsFunc:
+ * @error: 0, or -errno; then @extents is NULL
+ * @extents: at least one, gapless from the offset that was asked for; valid during the call only
+ *
+ * Ends a question for extents; called as VmsnapDoneFunc is.
+ */
+typedef void (*VmsnapExtentsFunc)(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data);
+
+/**
+ * VmsnapBackend: what a kind of source implements. Callers use the checked functions below, never this table.
+ * @handles: whether @source is of this kind
+ * @begin: see vmsnap_snapshot_begin()
+ * @end: see vmsnap_snapshot_end()
+ * @free: frees what the backend added to the snapshot, and calls vmsnap_snapshot_clear()
+ * @read: see vmsnap_disk_read()
+ * @extents: see vmsnap_disk_extents()
+ */
+struct VmsnapBackend {
+    const char *name;
+    gboolean (*handles)(const char *source);
+    VmsnapSnapshot *(*begin)(const VmsnapBeginOptions *options, GError **error);
+    gboolean (*end)(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
+    void (*free)(VmsnapSnapshot *snapshot);
+    void (*read)(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                 gpointer user_data);
+    void (*extents)(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done, gpointer user_data);
+};
+
+/**
+ * vmsnap_snapshot_begin:
+ * @options: what to begin; not kept
+ *
+ * Begins the snapshot of a running machine and makes its disks readable. Blocks. After an error nothing is left
+ * behind. Returns: (transfer full): the snapshot, or NULL with @error set.
+ */
+VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError **error);
+
+/**
+ * vmsnap_snapshot_end:
+ * @aborted: whether somebody stopped it before the reader was done
+ *
+ * Ends the snapshot and removes all that begin made. Reads in flight and later ones fail with -EIO; when this returns
+ * their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, or if something
+ * could not be removed: the message then names it.
+ */
+gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
+
+/** Frees a snapshot that has ended; NULL-safe. */
+void vmsnap_snapshot_free(VmsnapSnapshot *snapshot);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSnapshot, vmsnap_snapshot_free)
+
+/**
+ * vmsnap_snapshot_break:
+ * @format: why the snapshot is lost, in words for the user
+ *
+ * Declares the snapshot lost. The first reason stays. Any thread.
+ */
+void vmsnap_snapshot_break(VmsnapSnapshot *snapshot, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+/** Returns: (transfer full): why the snapshot is lost, or NULL while it is whole. Any thread. */
+char *vmsnap_snapshot_dup_break_reason(VmsnapSnapshot *snapshot);
+
+/**
+ * vmsnap_disk_read:
+ * @buffer: kept until @done is called
+ * @length: more than 0; the range must lie inside the disk
+ *
+ * Reads a range of the snapshot. Does not block. Any thread.
+ */
+void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                      gpointer user_data);
+
+/**
+ * vmsnap_disk_extents:
+ * @length: more than 0 and at most 2 GiB; the range must lie inside the disk
+ *
+ * Asks of what kind the bytes of a range are. The answer may cover less than was asked for, never more. Does not
+ * block. Any thread.
+ */
+void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
+                         gpointer user_data);
+
+/* For backends: the parts that all snapshots share. */
+
+/** Sets up the lock and the empty lists of @snapshot, which the backend has allocated zeroed. */
+void vmsnap_snapshot_init(VmsnapSnapshot *snapshot, const VmsnapBackend *backend);
+
+/** Frees what vmsnap_snapshot_init() made and all public fields, disks included; not @snapshot itself. */
+void vmsnap_snapshot_clear(VmsnapSnapshot *snapshot);
+
+/**
+ * vmsnap_snapshot_add_file:
+ * @content: (transfer full)
+ */
+void vmsnap_snapshot_add_file(VmsnapSnapshot *snapshot, const char *name, GBytes *content, gboolean hidden);
+
+void vmsnap_snapshot_add_left_out(VmsnapSnapshot *snapshot, const char *name, const char *reason);
+
+/**
+ * vmsnap_snapshot_add_version:
+ * @version: (transfer full)
+ */
+void vmsnap_snapshot_add_version(VmsnapSnapshot *snapshot, const char *program, char *version);
