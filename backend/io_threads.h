@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A few threads that each run a main loop, for sources that do a snapshot's input and output. */
+#pragma once
+
+#include <glib.h>
+
+typedef struct VmsnapIoThreads VmsnapIoThreads;
+
+VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads);
+
+/** Attaches @source to the next thread in turn; the thread takes a reference of its own. */
+void vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source);
+
+/** Stops and joins the threads: when this returns, none of the sources runs any more. Idempotent. */
+void vmsnap_io_threads_stop(VmsnapIoThreads *threads);
+
+/** Stops the threads and frees them; NULL-safe. */
+void vmsnap_io_threads_free(VmsnapIoThreads *threads);

@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A libnbd handle locks itself during every call, and while it receives a megabyte nobody else gets in. So each handle
+ * belongs to one I/O thread: others put requests into a queue and wake that thread, and never wait for the socket.
+ *
+ * A request is in exactly one list: submitted (guarded by the lock), then started (the I/O thread's), then done. When
+ * the connection is lost or freed, what is left in the two lists fails.
+ */
+#include "nbd_connection.h"
+
+#include "vmsnap/error.h"
+
+#include <errno.h>
+#include <libnbd.h>
+#include <string.h>
+
+typedef struct {
+    VmsnapNbdConnection *connection;
+    GList link;              /* in submitted or started; its data is the request */
+    void *buffer;            /* NULL in a question for extents */
+    uint8_t *aligned_buffer; /* owned; where the server wants blocks and the range is not made of them */
+    size_t length;
+    uint64_t offset;
+    GArray *extents; /* of VmsnapExtent, owned; NULL in a read */
+    VmsnapDoneFunc read_done;
+    VmsnapExtentsFunc extents_done;
+    gpointer user_data;
+} Request;
+
+struct VmsnapNbdConnection {
+    GSource source;
+    struct nbd_handle *nbd; /* used by the I/O thread alone once attached */
+    gpointer fd_tag;
+    GIOCondition events;
+    GQueue started; /* the I/O thread's */
+    VmsnapNbdLostFunc lost;
+    gpointer lost_data;
+
+    uint64_t size_bytes; /* these four are immutable */
+    uint64_t block_bytes;
+    gboolean is_multi_conn;
+    gboolean has_allocation;
+
+    int load; /* atomic */
+    GMutex lock;
+    GQueue submitted; /* guarded by lock */
+    gboolean closed;  /* guarded by lock */
+};
+
+static void request_finish(Request *request, int error) {
+    (void)g_atomic_int_add(&request->connection->load, -1);
+    if (request->extents)
+        request->extents_done(error, error ? NULL : &g_array_index(request->extents, VmsnapExtent, 0),
+                              error ? 0 : request->extents->len, request->user_data);
+    else
+        request->read_done(error, request->user_data);
+    if (request->extents)
+        g_array_unref(request->extents);
+    g_free(request->aligned_buffer);
+    g_free(request);
+}
+
+static void requests_fail(GQueue *requests) {
+    GList *link;
+    while ((link = g_queue_pop_head_link(requests)))
+        request_finish(link->data, -EIO);
+}
+
+/* libnbd's completion callbacks; 1 tells it to forget the command. */
+static int read_completed(void *user_data, int *error) {
+    Request *request = user_data;
+    g_queue_unlink(&request->connection->started, &request->link);
+    if (*error == 0 && request->aligned_buffer)
+        memcpy(request->buffer, request->aligned_buffer + request->offset % request->connection->block_bytes,
+               request->length);
+    request_finish(request, *error ? -EIO : 0);
+    return 1;
+}
+
+static int extents_completed(void *user_data, int *error) {
+    Request *request = user_data;
+    g_queue_unlink(&request->connection->started, &request->link);
+    gboolean failed = *error != 0 || request->extents->len == 0;
+    request_finish(request, failed ? -EIO : 0);
+    return 1;
+}
+
+/* Only ZERO tells content; HOLE tells how it is stored. Entries are pairs of length and flags. */
+static int extents_received(void *user_data, const char *context, uint64_t offset, uint32_t *entries, size_t n_entries,
+                            int *error) {
+    (void)offset;
+    (void)error;
+    Request *request = user_data;
+    if (!g_str_equal(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
+        return 0;
+    uint64_t left = request->length;
+    for (size_t i = 0; i + 1 < n_entries && left > 0; i += 2) {
+        gboolean zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
+        VmsnapExtent extent = {
+            .length_bytes = MIN(entries[i], left),
+            .kind = zero ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA,
+        };
+        g_array_append_val(request->extents, extent);
+        left -= extent.length_bytes;
+    }
+    return 0;
+}
+
+static int64_t request_start_extents(Request *request) {
+    nbd_extent_callback received = {.callback = extents_received, .user_data = request};
+    nbd_completion_callback completed = {.callback = extents_completed, .user_data = request};
+    return nbd_aio_block_status(request->connection->nbd, request->length, request->offset, received, completed, 0);
+}
+
+static int64_t request_start_read(Request *request) {
+    uint64_t block_bytes = request->connection->block_bytes;
+    uint64_t start = request->offset / block_bytes * block_bytes;
+    uint64_t end = (request->offset + request->length + block_bytes - 1) / block_bytes * block_bytes;
+    end = MIN(end, request->connection->size_bytes);
+    void *buffer = request->buffer;
+    if (end - start != request->length)
+        buffer = request->aligned_buffer = g_malloc(end - start);
+    nbd_completion_callback completed = {.callback = read_completed, .user_data = request};
+    return nbd_aio_pread(request->connection->nbd, buffer, end - start, start, completed, 0);
+}
+
+/* A server that does not tell extents has only data. */
+static void request_answer_data(Request *request) {
+    VmsnapExtent extent = {.length_bytes = request->length, .kind = VMSNAP_EXTENT_DATA};
+    g_array_append_val(request->extents, extent);
+    request_finish(request, 0);
+}
+
+static void request_start(Request *request) {
+    VmsnapNbdConnection *connection = request->connection;
+    if (request->extents && !connection->has_allocation) {
+        request_answer_data(request);
+        return;
+    }
+    /* libnbd may complete it before the call returns. */
+    g_queue_push_tail_link(&connection->started, &request->link);
+    int64_t cookie = request->extents ? request_start_extents(request) : request_start_read(request);
+    if (cookie < 0) {
+        g_queue_unlink(&connection->started, &request->link);
+        request_finish(request, -EIO);
+    }
+}
+
+/* From here on every new request fails. @ret_submitted gets those that were not started. */
+static void connection_refuse_more(VmsnapNbdConnection *connection, GQueue *ret_submitted) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&connection->lock);
+    connection->closed = TRUE;
+    *ret_submitted = connection->submitted;
+    g_queue_init(&connection->submitted);
+}
+
+static void connection_lose(VmsnapNbdConnection *connection, const char *reason) {
+    GQueue submitted;
+    connection_refuse_more(connection, &submitted);
+    connection->lost(reason, connection->lost_data);
+    requests_fail(&connection->started);
+    requests_fail(&submitted);
+}
+
+static void connection_start_submitted(VmsnapNbdConnection *connection) {
+    g_mutex_lock(&connection->lock);
+    GQueue submitted = connection->submitted;
+    g_queue_init(&connection->submitted);
+    g_mutex_unlock(&connection->lock);
+    GList *link;
+    while ((link = g_queue_pop_head_link(&submitted)))
+        request_start(link->data);
+}
+
+static int connection_notify(VmsnapNbdConnection *connection, GIOCondition events) {
+    unsigned direction = nbd_aio_get_direction(connection->nbd);
+    if ((events & ~G_IO_OUT) && (direction & LIBNBD_AIO_DIRECTION_READ))
+        return nbd_aio_notify_read(connection->nbd);
+    if ((events & ~G_IO_IN) && (direction & LIBNBD_AIO_DIRECTION_WRITE))
+        return nbd_aio_notify_write(connection->nbd);
+    return 0;
+}
+
+static void connection_update_events(VmsnapNbdConnection *connection) {
+    unsigned direction = nbd_aio_get_direction(connection->nbd);
+    GIOCondition events =
+        (direction & LIBNBD_AIO_DIRECTION_READ ? G_IO_IN : 0) | (direction & LIBNBD_AIO_DIRECTION_WRITE ? G_IO_OUT : 0);
+    if (events == connection->events)
+        return;
+    connection->events = events;
+    g_source_modify_unix_fd(&connection->source, connection->fd_tag, events);
+}
+
+/* Runs on the I/O thread. What is submitted after the queue was taken makes the source ready again. */
+static gboolean connection_dispatch(GSource *source, GSourceFunc callback, gpointer user_data) {
+    (void)callback;
+    (void)user_data;
+    VmsnapNbdConnection *connection = (VmsnapNbdConnection *)source;
+    g_source_set_ready_time(source, -1);
+    connection_start_submitted(connection);
+    int result = connection_notify(connection, g_source_query_unix_fd(source, connection->fd_tag));
+    if (result == 0 && !nbd_aio_is_dead(connection->nbd) && !nbd_aio_is_closed(connection->nbd)) {
+        connection_update_events(connection);
+        return G_SOURCE_CONTINUE;
+    }
+    const char *reason = result != 0 ? nbd_get_error() : NULL;
+    connection_lose(connection, reason ? reason : "the server closed the connection");
+    return G_SOURCE_REMOVE;
+}
+
+static GSourceFuncs connection_funcs = {.dispatch = connection_dispatch};
+
+static void set_nbd_error(GError **error, const char *socket, const char *export_name) {
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to connect to NBD export '%s' on '%s': %s",
+                export_name, socket, nbd_get_error());
+}
+
+static struct nbd_handle *handle_connect(const char *socket, const char *export_name) {
+    struct nbd_handle *nbd = nbd_create();
+    if (!nbd)
+        return NULL;
+    /* What a failed read leaves in the buffer is never handed out, so clearing it first is of no use. */
+    (void)nbd_set_pread_initialize(nbd, false);
+    if (nbd_set_export_name(nbd, export_name) == 0 && nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+        nbd_connect_unix(nbd, socket) == 0)
+        return nbd;
+    nbd_close(nbd);
+    return NULL;
+}
+
+static gboolean connection_read_properties(VmsnapNbdConnection *connection) {
+    int64_t size_bytes = nbd_get_size(connection->nbd);
+    int64_t block_bytes = nbd_get_block_size(connection->nbd, LIBNBD_SIZE_MINIMUM);
+    connection->size_bytes = (uint64_t)size_bytes;
+    connection->block_bytes = block_bytes > 0 ? (uint64_t)block_bytes : 1;
+    connection->is_multi_conn = nbd_can_multi_conn(connection->nbd) == 1;
+    connection->has_allocation = nbd_can_meta_context(connection->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+    return size_bytes >= 0;
+}
+
+VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, VmsnapNbdLostFunc lost,
+                                               gpointer user_data, GError **error) {
+    g_autoptr(VmsnapNbdConnection) connection =
+        (VmsnapNbdConnection *)g_source_new(&connection_funcs, sizeof(VmsnapNbdConnection));
+    g_mutex_init(&connection->lock);
+    connection->lost = lost;
+    connection->lost_data = user_data;
+    connection->nbd = handle_connect(socket, export_name);
+    if (!connection->nbd || !connection_read_properties(connection)) {
+        set_nbd_error(error, socket, export_name);
+        return NULL;
+    }
+    return g_steal_pointer(&connection);
+}
+
+uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection) {
+    return connection->size_bytes;
+}
+
+gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connection) {
+    return connection->is_multi_conn;
+}
+
+void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads) {
+    connection->events = G_IO_IN;
+    connection->fd_tag = g_source_add_unix_fd(&connection->source, nbd_aio_get_fd(connection->nbd), G_IO_IN);
+    vmsnap_io_threads_attach(threads, &connection->source);
+}
+
+int vmsnap_nbd_connection_get_load(const VmsnapNbdConnection *connection) {
+    return g_atomic_int_get(&connection->load);
+}
+
+static void request_submit(Request *request) {
+    VmsnapNbdConnection *connection = request->connection;
+    request->link.data = request;
+    g_atomic_int_inc(&connection->load);
+    g_mutex_lock(&connection->lock);
+    gboolean closed = connection->closed;
+    if (!closed)
+        g_queue_push_tail_link(&connection->submitted, &request->link);
+    g_mutex_unlock(&connection->lock);
+    if (closed)
+        request_finish(request, -EIO);
+    else
+        g_source_set_ready_time(&connection->source, 0);
+}
+
+void vmsnap_nbd_connection_read(VmsnapNbdConnection *connection, void *buffer, size_t length, uint64_t offset,
+                                VmsnapDoneFunc done, gpointer user_data) {
+    Request *request = g_new0(Request, 1);
+    request->connection = connection;
+    request->buffer = buffer;
+    request->length = length;
+    request->offset = offset;
+    request->read_done = done;
+    request->user_data = user_data;
+    request_submit(request);
+}
+
+void vmsnap_nbd_connection_extents(VmsnapNbdConnection *connection, uint64_t offset, uint64_t length,
+                                   VmsnapExtentsFunc done, gpointer user_data) {
+    Request *request = g_new0(Request, 1);
+    request->connection = connection;
+    request->extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    request->length = length;
+    request->offset = offset;
+    request->extents_done = done;
+    request->user_data = user_data;
+    request_submit(request);
+}
+
+/* nbd_close() drops commands without a callback: they are in started, and fail here. */
+void vmsnap_nbd_connection_close(VmsnapNbdConnection *connection) {
+    GQueue submitted;
+    connection_refuse_more(connection, &submitted);
+    g_clear_pointer(&connection->nbd, nbd_close);
+    requests_fail(&connection->started);
+    requests_fail(&submitted);
+}
+
+void vmsnap_nbd_connection_free(VmsnapNbdConnection *connection) {
+    if (!connection)
+        return;
+    vmsnap_nbd_connection_close(connection);
+    g_mutex_clear(&connection->lock);
+    g_source_destroy(&connection->source);
+    g_source_unref(&connection->source);
+}

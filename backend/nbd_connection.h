@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* One connection to one NBD export. This file's implementation is the only user of libnbd. */
+#pragma once
+
+#include "io_threads.h"
+#include "vmsnap/backend.h"
+
+typedef struct VmsnapNbdConnection VmsnapNbdConnection;
+
+/**
+ * VmsnapNbdLostFunc:
+ * @reason: why the connection is of no use any more
+ *
+ * Called once, on the connection's thread, before the reads in flight are failed.
+ */
+typedef void (*VmsnapNbdLostFunc)(const char *reason, gpointer user_data);
+
+/**
+ * vmsnap_nbd_connection_new:
+ * @socket: path of a unix socket
+ * @export_name: what to open there
+ *
+ * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
+ * Returns: the connection, or NULL with @error set.
+ */
+VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, VmsnapNbdLostFunc lost,
+                                               gpointer user_data, GError **error);
+
+uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);
+
+/** Returns: whether several connections to this export show the same data. */
+gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connection);
+
+/** Gives the connection to one of @threads, which alone uses it from then on. */
+void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads);
+
+/** Returns: how many requests wait for an answer. Any thread. */
+int vmsnap_nbd_connection_get_load(const VmsnapNbdConnection *connection);
+
+/** As vmsnap_disk_read(). */
+void vmsnap_nbd_connection_read(VmsnapNbdConnection *connection, void *buffer, size_t length, uint64_t offset,
+                                VmsnapDoneFunc done, gpointer user_data);
+
+/** As vmsnap_disk_extents(). */
+void vmsnap_nbd_connection_extents(VmsnapNbdConnection *connection, uint64_t offset, uint64_t length,
+                                   VmsnapExtentsFunc done, gpointer user_data);
+
+/**
+ * vmsnap_nbd_connection_close:
+ *
+ * Closes a connection whose thread has been stopped: what is in flight fails before this returns, and so does whatever
+ * comes later. Idempotent.
+ */
+void vmsnap_nbd_connection_close(VmsnapNbdConnection *connection);
+
+/** Closes and frees; NULL-safe. */
+void vmsnap_nbd_connection_free(VmsnapNbdConnection *connection);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapNbdConnection, vmsnap_nbd_connection_free)

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Spreads requests over the connections of one export: each goes where the fewest wait. */
+#include "nbd_pool.h"
+
+#include "vmsnap/error.h"
+
+struct VmsnapNbdPool {
+    GPtrArray *connections; /* of VmsnapNbdConnection, owned; at least one; immutable after new */
+};
+
+static gboolean pool_connect(VmsnapNbdPool *pool, const char *socket, const char *export_name, guint max_connections,
+                             VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
+    do {
+        VmsnapNbdConnection *connection = vmsnap_nbd_connection_new(socket, export_name, lost, user_data, error);
+        if (!connection)
+            return FALSE;
+        g_ptr_array_add(pool->connections, connection);
+        if (vmsnap_nbd_connection_get_size(connection) != vmsnap_nbd_pool_get_size(pool)) {
+            g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                        "failed to use NBD export '%s' on '%s': its size changes from one connection to the next",
+                        export_name, socket);
+            return FALSE;
+        }
+        if (!vmsnap_nbd_connection_is_multi_conn(connection))
+            break;
+    } while (pool->connections->len < max_connections);
+    return TRUE;
+}
+
+VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, const char *socket, const char *export_name,
+                                   guint max_connections, VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
+    g_autoptr(VmsnapNbdPool) pool = g_new0(VmsnapNbdPool, 1);
+    pool->connections = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_nbd_connection_free);
+    if (!pool_connect(pool, socket, export_name, max_connections, lost, user_data, error))
+        return NULL;
+    for (guint i = 0; i < pool->connections->len; i++)
+        vmsnap_nbd_connection_attach(g_ptr_array_index(pool->connections, i), threads);
+    return g_steal_pointer(&pool);
+}
+
+uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool) {
+    return vmsnap_nbd_connection_get_size(g_ptr_array_index(pool->connections, 0));
+}
+
+static VmsnapNbdConnection *pool_choose(VmsnapNbdPool *pool) {
+    VmsnapNbdConnection *best = g_ptr_array_index(pool->connections, 0);
+    for (guint i = 1; i < pool->connections->len; i++) {
+        VmsnapNbdConnection *connection = g_ptr_array_index(pool->connections, i);
+        if (vmsnap_nbd_connection_get_load(connection) < vmsnap_nbd_connection_get_load(best))
+            best = connection;
+    }
+    return best;
+}
+
+void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                          gpointer user_data) {
+    vmsnap_nbd_connection_read(pool_choose(pool), buffer, length, offset, done, user_data);
+}
+
+void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
+                             gpointer user_data) {
+    vmsnap_nbd_connection_extents(pool_choose(pool), offset, length, done, user_data);
+}
+
+void vmsnap_nbd_pool_close(VmsnapNbdPool *pool) {
+    for (guint i = 0; i < pool->connections->len; i++)
+        vmsnap_nbd_connection_close(g_ptr_array_index(pool->connections, i));
+}
+
+void vmsnap_nbd_pool_free(VmsnapNbdPool *pool) {
+    if (!pool)
+        return;
+    g_ptr_array_unref(pool->connections);
+    g_free(pool);
+}

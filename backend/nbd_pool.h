@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* All connections to one NBD export. */
+#pragma once
+
+#include "nbd_connection.h"
+
+typedef struct VmsnapNbdPool VmsnapNbdPool;
+
+/**
+ * vmsnap_nbd_pool_new:
+ * @threads: must outlive the pool
+ * @max_connections: at least 1; more than one are made only where the server allows it
+ * @lost: called with the first connection that is lost; all reads fail from then on
+ *
+ * Connects. Blocks. Returns: the pool, or NULL with @error set.
+ */
+VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, const char *socket, const char *export_name,
+                                   guint max_connections, VmsnapNbdLostFunc lost, gpointer user_data, GError **error);
+
+uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool);
+
+/** As vmsnap_disk_read(). */
+void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                          gpointer user_data);
+
+/** As vmsnap_disk_extents(). */
+void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
+                             gpointer user_data);
+
+/**
+ * vmsnap_nbd_pool_close:
+ *
+ * Closes the connections, whose threads have been stopped: what is in flight fails before this returns, and so does
+ * whatever comes later.
+ */
+void vmsnap_nbd_pool_close(VmsnapNbdPool *pool);
+
+/** NULL-safe. */
+void vmsnap_nbd_pool_free(VmsnapNbdPool *pool);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapNbdPool, vmsnap_nbd_pool_free)
