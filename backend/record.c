@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Owner records as JSON files, UUID.json in the runtime directory. include/vmsnap/record.h says what they promise. */
+#include "vmsnap/record.h"
+
+#include "dirs.h"
+#include "vmsnap/error.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <json-glib/json-glib.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SUFFIX ".json"
+/* Far more than any record: what is larger is not one. */
+#define MAX_RECORD_BYTES ((size_t)64 << 10)
+
+/* The string fields, by their name in the file. */
+static const struct {
+    const char *name;
+    size_t offset;
+} fields[] = {
+    {"uuid", offsetof(VmsnapRecord, uuid)},
+    {"machine", offsetof(VmsnapRecord, machine)},
+    {"machine-uuid", offsetof(VmsnapRecord, machine_uuid)},
+    {"connect", offsetof(VmsnapRecord, connect_uri)},
+    {"mount-point", offsetof(VmsnapRecord, mount_point)},
+    {"socket", offsetof(VmsnapRecord, socket)},
+    {"runtime-dir", offsetof(VmsnapRecord, runtime_dir)},
+    {"scratch-dir", offsetof(VmsnapRecord, scratch_dir)},
+    {"outcome", offsetof(VmsnapRecord, outcome)},
+    {"reason", offsetof(VmsnapRecord, reason)},
+};
+
+static char **field_of(const VmsnapRecord *record, size_t i) {
+    return (char **)((char *)record + fields[i].offset);
+}
+
+VmsnapRecord *vmsnap_record_new(void) {
+    return g_new0(VmsnapRecord, 1);
+}
+
+void vmsnap_record_free(VmsnapRecord *record) {
+    if (!record)
+        return;
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++)
+        g_free(*field_of(record, i));
+    g_free(record);
+}
+
+static char *record_to_text(const VmsnapRecord *record) {
+    g_autoptr(JsonBuilder) json = json_builder_new();
+    json_builder_begin_object(json);
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
+        const char *value = *field_of(record, i);
+        if (!value)
+            continue;
+        json_builder_set_member_name(json, fields[i].name);
+        json_builder_add_string_value(json, value);
+    }
+    json_builder_set_member_name(json, "pid");
+    json_builder_add_int_value(json, record->pid);
+    json_builder_end_object(json);
+    g_autoptr(JsonNode) root = json_builder_get_root(json);
+    return json_to_string(root, TRUE);
+}
+
+static VmsnapRecord *record_from_text(const char *text, GError **error) {
+    g_autoptr(JsonNode) root = json_from_string(text, error);
+    if (!root)
+        return NULL;
+    if (!JSON_NODE_HOLDS_OBJECT(root)) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to read a snapshot record: not a JSON object");
+        return NULL;
+    }
+    JsonObject *object = json_node_get_object(root);
+    VmsnapRecord *record = vmsnap_record_new();
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++)
+        *field_of(record, i) = g_strdup(json_object_get_string_member_with_default(object, fields[i].name, NULL));
+    record->pid = (pid_t)json_object_get_int_member_with_default(object, "pid", 0);
+    return record;
+}
+
+static VmsnapRecord *record_read(int fd, GError **error) {
+    g_autofree char *text = g_malloc0(MAX_RECORD_BYTES + 1);
+    ssize_t length = pread(fd, text, MAX_RECORD_BYTES, 0);
+    if (length < 0) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to read a snapshot record: %s",
+                    g_strerror(errno));
+        return NULL;
+    }
+    return record_from_text(text, error);
+}
+
+static gboolean record_store(int fd, const VmsnapRecord *record) {
+    g_autofree char *text = record_to_text(record);
+    size_t length = strlen(text);
+    return pwrite(fd, text, length, 0) == (ssize_t)length && ftruncate(fd, (off_t)length) == 0;
+}
+
+static char *record_path(const char *uuid) {
+    g_autofree char *runtime = vmsnap_dirs_get_runtime();
+    g_autofree char *name = g_strconcat(uuid, SUFFIX, NULL);
+    return g_build_filename(runtime, name, NULL);
+}
+
+/* The file gets its name only when it is complete and locked, so that nobody ever sees half a record. */
+int vmsnap_record_write(const VmsnapRecord *record, GError **error) {
+    g_autofree char *path = record_path(record->uuid);
+    g_autofree char *runtime = g_path_get_dirname(path);
+    if (!vmsnap_dirs_make_base(runtime, error))
+        return -1;
+    g_autofree char *unfinished = g_strconcat(path, ".new", NULL);
+    int fd = open(unfinished, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && record_store(fd, record) && rename(unfinished, path) == 0)
+        return fd;
+
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to write the snapshot record '%s': %s", path,
+                g_strerror(errno));
+    if (fd >= 0) {
+        (void)unlink(unfinished);
+        (void)close(fd);
+    }
+    return -1;
+}
+
+void vmsnap_record_end(int fd, const VmsnapRecord *record, gboolean keep) {
+    g_autofree char *path = record_path(record->uuid);
+    if (!record_store(fd, record))
+        g_warning("failed to note the outcome of snapshot %s: %s", record->uuid, g_strerror(errno));
+    if (!keep)
+        (void)unlink(path);
+    (void)close(fd);
+}
+
+typedef gboolean (*RecordMatchFunc)(const VmsnapRecord *record, int fd, const char *value);
+
+static VmsnapRecord *record_open(const char *path, int *ret_fd) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    VmsnapRecord *record = fd >= 0 ? record_read(fd, NULL) : NULL;
+    if (!record && fd >= 0)
+        (void)close(fd);
+    if (record)
+        *ret_fd = fd;
+    return record;
+}
+
+static VmsnapRecord *record_find(RecordMatchFunc matches, const char *value, int *ret_fd) {
+    g_autofree char *runtime = vmsnap_dirs_get_runtime();
+    g_autoptr(GDir) directory = g_dir_open(runtime, 0, NULL);
+    const char *name;
+    while (directory && (name = g_dir_read_name(directory))) {
+        if (!g_str_has_suffix(name, SUFFIX))
+            continue;
+        g_autofree char *path = g_build_filename(runtime, name, NULL);
+        int fd = -1;
+        g_autoptr(VmsnapRecord) record = record_open(path, &fd);
+        if (record && matches(record, fd, value)) {
+            *ret_fd = fd;
+            return g_steal_pointer(&record);
+        }
+        if (fd >= 0)
+            (void)close(fd);
+    }
+    return NULL;
+}
+
+static gboolean record_is_alive_at(int fd) {
+    if (flock(fd, LOCK_SH | LOCK_NB) != 0)
+        return TRUE;
+    (void)flock(fd, LOCK_UN);
+    return FALSE;
+}
+
+/* A dead holder may have left a record of the same mount point. */
+static gboolean matches_living_mount_point(const VmsnapRecord *record, int fd, const char *mount_point) {
+    return g_strcmp0(record->mount_point, mount_point) == 0 && record_is_alive_at(fd);
+}
+
+static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *socket) {
+    (void)fd;
+    return g_strcmp0(record->socket, socket) == 0;
+}
+
+VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd) {
+    *ret_fd = -1;
+    return record_find(matches_living_mount_point, mount_point, ret_fd);
+}
+
+VmsnapRecord *vmsnap_record_find_by_socket(const char *socket) {
+    int fd = -1;
+    VmsnapRecord *record = record_find(matches_socket, socket, &fd);
+    if (fd >= 0)
+        (void)close(fd);
+    return record;
+}
+
+VmsnapRecord *vmsnap_record_wait(int fd, GError **error) {
+    int result;
+    do {
+        result = flock(fd, LOCK_SH);
+    } while (result != 0 && errno == EINTR);
+    if (result != 0) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to wait for the snapshot to end: %s",
+                    g_strerror(errno));
+        return NULL;
+    }
+    return record_read(fd, error);
+}
