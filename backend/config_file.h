@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Stable copies of the small files that belong to a machine. */
+#pragma once
+
+#include <glib.h>
+
+/**
+ * vmsnap_config_file_load:
+ * @path: a regular file
+ * @directory: where there is room for a nameless copy
+ *
+ * Copies a file, so that what happens to it later is not seen, without holding it in memory.
+ * Returns: (transfer full): the content, or NULL with @error set.
+ */
+GBytes *vmsnap_config_file_load(const char *path, const char *directory, GError **error);

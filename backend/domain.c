@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * libvirt's XML, read with XPath and written with escaped printf. Which drives can be backed up is decided here, from
+ * facts of the XML alone: writes to a shareable disk or through SCSI passthrough go past QEMU's block layer, so its
+ * copy-before-write would miss them and hand out wrong bytes.
+ */
+#include "domain.h"
+
+#include "vmsnap/error.h"
+
+#include <libxml/parser.h>
+#include <libxml/xpath.h>
+#include <string.h>
+
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlDoc, xmlFreeDoc)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlXPathContext, xmlXPathFreeContext)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlXPathObject, xmlXPathFreeObject)
+
+static xmlDoc *xml_parse(const char *xml) {
+    return xmlReadMemory(xml, (int)strlen(xml), "libvirt", NULL,
+                         XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
+}
+
+/* Returns: (transfer full): the text that @expression finds, or NULL if it finds none. */
+static char *xpath_string(xmlXPathContext *context, const char *expression) {
+    g_autofree char *as_string = g_strdup_printf("string(%s)", expression);
+    g_autoptr(xmlXPathObject) result = xmlXPathEvalExpression((const xmlChar *)as_string, context);
+    if (!result || !result->stringval || !result->stringval[0])
+        return NULL;
+    return g_strdup((const char *)result->stringval);
+}
+
+static gboolean xpath_exists(xmlXPathContext *context, const char *expression) {
+    g_autofree char *as_boolean = g_strdup_printf("boolean(%s)", expression);
+    g_autoptr(xmlXPathObject) result = xmlXPathEvalExpression((const xmlChar *)as_boolean, context);
+    return result && result->boolval;
+}
+
+static void domain_disk_free(gpointer data) {
+    VmsnapDomainDisk *disk = data;
+    g_free(disk->target);
+    g_free(disk->source);
+    g_free(disk);
+}
+
+static void domain_file_free(gpointer data) {
+    VmsnapDomainFile *file = data;
+    g_free(file->path);
+    g_free(file);
+}
+
+void vmsnap_domain_free(VmsnapDomain *domain) {
+    if (!domain)
+        return;
+    g_free(domain->name);
+    g_free(domain->uuid);
+    g_ptr_array_unref(domain->disks);
+    g_ptr_array_unref(domain->files);
+    g_free(domain);
+}
+
+/* The first rule that fits decides. Expressions are relative to the <disk> element. */
+static const struct {
+    const char *expression;
+    VmsnapMedia media;
+    const char *reason;
+} media_rules[] = {
+    {"@device='cdrom'", VMSNAP_MEDIA_LEFT_OUT, "is a CD-ROM"},
+    {"@device='floppy'", VMSNAP_MEDIA_LEFT_OUT, "is a floppy"},
+    {"@type='vhostuser' or @type='vhostvdpa'", VMSNAP_MEDIA_REFUSED, "is served by another process than QEMU"},
+    {"not(source)", VMSNAP_MEDIA_LEFT_OUT, "has no medium"},
+    {"readonly", VMSNAP_MEDIA_LEFT_OUT, "is read-only"},
+    {"shareable", VMSNAP_MEDIA_REFUSED, "is shareable, so that other machines may write to it"},
+    {"@device='lun'", VMSNAP_MEDIA_REFUSED, "is a SCSI passthrough, which bypasses QEMU's block layer"},
+};
+
+static char *disk_source(xmlXPathContext *context) {
+    static const char *const expressions[] = {"source/@file", "source/@dev", "source/@dir"};
+    for (size_t i = 0; i < G_N_ELEMENTS(expressions); i++) {
+        char *source = xpath_string(context, expressions[i]);
+        if (source)
+            return source;
+    }
+    g_autofree char *pool = xpath_string(context, "source/@pool");
+    g_autofree char *volume = xpath_string(context, "source/@volume");
+    if (pool && volume)
+        return g_strdup_printf("%s/%s", pool, volume);
+    g_autofree char *protocol = xpath_string(context, "source/@protocol");
+    g_autofree char *name = xpath_string(context, "source/@name");
+    return protocol ? g_strdup_printf("%s:%s", protocol, name ? name : "") : NULL;
+}
+
+static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
+    VmsnapDomainDisk *disk = g_new0(VmsnapDomainDisk, 1);
+    disk->target = xpath_string(context, "target/@dev");
+    disk->source = disk_source(context);
+    for (size_t i = 0; i < G_N_ELEMENTS(media_rules); i++) {
+        if (!xpath_exists(context, media_rules[i].expression))
+            continue;
+        disk->media = media_rules[i].media;
+        disk->reason = media_rules[i].reason;
+        break;
+    }
+    return disk;
+}
+
+/* Target names become file names. */
+static gboolean target_is_safe(const char *target) {
+    return target && !strchr(target, '/') && target[0] != '.';
+}
+
+static gboolean disks_parse(VmsnapDomain *domain, xmlXPathContext *context, GError **error) {
+    g_autoptr(xmlXPathObject) found = xmlXPathEvalExpression((const xmlChar *)"/domain/devices/disk", context);
+    int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
+    for (int i = 0; i < n_found; i++) {
+        context->node = found->nodesetval->nodeTab[i];
+        VmsnapDomainDisk *disk = disk_parse(context);
+        g_ptr_array_add(domain->disks, disk);
+        if (!target_is_safe(disk->target)) {
+            g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                        "failed to use domain '%s': its disk number %d has no usable target name", domain->name, i + 1);
+            return FALSE;
+        }
+    }
+    context->node = NULL;
+    return TRUE;
+}
+
+static void files_parse(VmsnapDomain *domain, xmlXPathContext *context) {
+    static const struct {
+        const char *name;
+        const char *expression;
+    } files[] = {
+        {"nvram.fd", "/domain/os/nvram"}, {"loader", "/domain/os/loader"}, {"kernel", "/domain/os/kernel"},
+        {"initrd", "/domain/os/initrd"},  {"dtb", "/domain/os/dtb"},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
+        char *path = xpath_string(context, files[i].expression);
+        if (!path)
+            continue;
+        VmsnapDomainFile *file = g_new0(VmsnapDomainFile, 1);
+        file->name = files[i].name;
+        file->path = path;
+        g_ptr_array_add(domain->files, file);
+    }
+}
+
+/* The DAC label reads "+64055:+107": the plus says that these are numbers. */
+static gboolean owner_parse(const char *label, uid_t *ret_uid, gid_t *ret_gid) {
+    unsigned uid, gid;
+    if (sscanf(label, "+%u:+%u", &uid, &gid) != 2)
+        return FALSE;
+    *ret_uid = uid;
+    *ret_gid = gid;
+    return TRUE;
+}
+
+VmsnapDomain *vmsnap_domain_parse(const char *xml, GError **error) {
+    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
+    g_autoptr(VmsnapDomain) domain = g_new0(VmsnapDomain, 1);
+    domain->disks = g_ptr_array_new_with_free_func(domain_disk_free);
+    domain->files = g_ptr_array_new_with_free_func(domain_file_free);
+    if (context) {
+        domain->name = xpath_string(context, "/domain/name");
+        domain->uuid = xpath_string(context, "/domain/uuid");
+    }
+    if (!domain->name || !domain->uuid) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to read the domain's XML: it has no %s",
+                    domain->name ? "uuid" : "name");
+        return NULL;
+    }
+    g_autofree char *label = xpath_string(context, "/domain/seclabel[@model='dac']/label");
+    domain->has_owner = label && owner_parse(label, &domain->uid, &domain->gid);
+    files_parse(domain, context);
+    return disks_parse(domain, context, error) ? g_steal_pointer(&domain) : NULL;
+}
+
+static char *targets_join(const VmsnapDomain *domain) {
+    g_autoptr(GPtrArray) names = g_ptr_array_new();
+    for (guint i = 0; i < domain->disks->len; i++)
+        g_ptr_array_add(names, ((VmsnapDomainDisk *)g_ptr_array_index(domain->disks, i))->target);
+    g_ptr_array_add(names, NULL);
+    return g_strjoinv(", ", (char **)names->pdata);
+}
+
+static gboolean names_exist(const VmsnapDomain *domain, const char *option, const char *const *names, GError **error) {
+    for (; names && *names; names++) {
+        gboolean found = FALSE;
+        for (guint i = 0; i < domain->disks->len && !found; i++)
+            found = g_str_equal(((VmsnapDomainDisk *)g_ptr_array_index(domain->disks, i))->target, *names);
+        if (found)
+            continue;
+        g_autofree char *targets = targets_join(domain);
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to find disk '%s' of %s= in domain '%s': its disks are %s", *names, option, domain->name,
+                    targets);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean disk_refuse(const VmsnapDomain *domain, const VmsnapDomainDisk *disk, GError **error) {
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to back up disk '%s' of domain '%s': it %s; leave it out with -o exclude=%s", disk->target,
+                domain->name, disk->reason, disk->target);
+    return FALSE;
+}
+
+/* Decides about one disk. Returns: FALSE if it must be refused. */
+static gboolean disk_select(const VmsnapDomain *domain, VmsnapDomainDisk *disk, const char *const *only,
+                            const char *const *exclude, GPtrArray *selected, VmsnapSnapshot *left_out, GError **error) {
+    if (exclude && g_strv_contains(exclude, disk->target)) {
+        vmsnap_snapshot_add_left_out(left_out, disk->target, "was excluded");
+    } else if (only && !g_strv_contains(only, disk->target)) {
+        vmsnap_snapshot_add_left_out(left_out, disk->target, "was not asked for");
+    } else if (disk->media == VMSNAP_MEDIA_REFUSED || (only && disk->media != VMSNAP_MEDIA_WRITABLE)) {
+        return disk_refuse(domain, disk, error);
+    } else if (disk->media == VMSNAP_MEDIA_LEFT_OUT) {
+        vmsnap_snapshot_add_left_out(left_out, disk->target, disk->reason);
+    } else {
+        g_ptr_array_add(selected, disk);
+    }
+    return TRUE;
+}
+
+GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *only, const char *const *exclude,
+                                VmsnapSnapshot *ret_left_out, GError **error) {
+    if (!names_exist(domain, "disks", only, error) || !names_exist(domain, "exclude", exclude, error))
+        return NULL;
+    g_autoptr(GPtrArray) selected = g_ptr_array_new();
+    for (guint i = 0; i < domain->disks->len; i++) {
+        VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
+        if (!disk_select(domain, disk, only, exclude, selected, ret_left_out, error))
+            return NULL;
+    }
+    if (selected->len == 0) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to back up domain '%s': no disk is left to back up", domain->name);
+        return NULL;
+    }
+    return g_steal_pointer(&selected);
+}
+
+char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target) {
+    return g_strdup_printf("%s/%s.qcow2", scratch_dir, target);
+}
+
+static char *backup_disk_xml(const VmsnapDomainDisk *disk, const char *scratch_dir) {
+    g_autofree char *scratch = vmsnap_domain_scratch_path(scratch_dir, disk->target);
+    return g_markup_printf_escaped("    <disk name='%s' backup='yes' type='file' exportname='%s'>\n"
+                                   "      <driver type='qcow2'/>\n"
+                                   "      <scratch file='%s'/>\n"
+                                   "    </disk>\n",
+                                   disk->target, disk->target, scratch);
+}
+
+char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *selected, const char *socket,
+                                     const char *scratch_dir) {
+    g_autoptr(GString) xml = g_string_new("<domainbackup mode='pull'>\n");
+    g_autofree char *server = g_markup_printf_escaped("  <server transport='unix' socket='%s'/>\n", socket);
+    g_string_append_printf(xml, "%s  <disks>\n", server);
+    for (guint i = 0; i < domain->disks->len; i++) {
+        const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
+        gboolean wanted = g_ptr_array_find((GPtrArray *)selected, disk, NULL);
+        g_autofree char *element = wanted
+                                       ? backup_disk_xml(disk, scratch_dir)
+                                       : g_markup_printf_escaped("    <disk name='%s' backup='no'/>\n", disk->target);
+        g_string_append(xml, element);
+    }
+    g_string_append(xml, "  </disks>\n</domainbackup>\n");
+    return g_string_free(g_steal_pointer(&xml), FALSE);
+}
+
+char *vmsnap_domain_parse_backup_socket(const char *xml) {
+    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
+    return context ? xpath_string(context, "/domainbackup/server/@socket") : NULL;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What vmsnap wants to know of a libvirt domain, read from its XML. Pure: no connection, no files. */
+#pragma once
+
+#include "vmsnap/backend.h"
+
+#include <sys/types.h>
+
+typedef enum {
+    VMSNAP_MEDIA_WRITABLE, /* can be backed up */
+    VMSNAP_MEDIA_LEFT_OUT, /* not worth it or not possible, and harmless to leave out: reason says why */
+    VMSNAP_MEDIA_REFUSED,  /* holds data that vmsnap cannot back up: reason says why */
+} VmsnapMedia;
+
+/** One drive of a domain. */
+typedef struct {
+    char *target; /* "vda" */
+    char *source; /* path, device or URI-like text, for people; NULL where there is none */
+    VmsnapMedia media;
+    const char *reason; /* static; NULL for writable media */
+} VmsnapDomainDisk;
+
+/** A file that the domain names and that belongs into a backup of it. */
+typedef struct {
+    const char *name; /* static: what it is called in the mount */
+    char *path;
+} VmsnapDomainFile;
+
+typedef struct {
+    char *name;
+    char *uuid;
+    gboolean has_owner; /* whether uid and gid are those of the QEMU process */
+    uid_t uid;
+    gid_t gid;
+    GPtrArray *disks; /* of VmsnapDomainDisk, owned */
+    GPtrArray *files; /* of VmsnapDomainFile, owned */
+} VmsnapDomain;
+
+/** Returns: (transfer full): what live XML says, or NULL with @error set. */
+VmsnapDomain *vmsnap_domain_parse(const char *xml, GError **error);
+void vmsnap_domain_free(VmsnapDomain *domain);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapDomain, vmsnap_domain_free)
+
+/**
+ * vmsnap_domain_select:
+ * @only: names of the disks that are wanted, or NULL for all that can be backed up
+ * @exclude: names that are not wanted, or NULL
+ * @ret_left_out: (element-type VmsnapLeftOut): gets every drive that is not selected, with the reason
+ *
+ * Chooses the disks to back up. Returns: (transfer container): of VmsnapDomainDisk owned by @domain, at least one; or
+ * NULL with @error set, which names the disk that stands in the way.
+ */
+GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *only, const char *const *exclude,
+                                VmsnapSnapshot *ret_left_out, GError **error);
+
+/**
+ * vmsnap_domain_build_backup_xml:
+ * @selected: of VmsnapDomainDisk
+ * @scratch_dir: every selected disk gets a scratch file there, see vmsnap_domain_scratch_path()
+ *
+ * Returns: (transfer full): the XML of a pull-mode backup of @selected that exports each under its target name.
+ */
+char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *selected, const char *socket,
+                                     const char *scratch_dir);
+
+/** Returns: (transfer full): the scratch file of a disk. */
+char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target);
+
+/** Returns: (transfer full): the NBD socket that the XML of a running backup names, or NULL. */
+char *vmsnap_domain_parse_backup_socket(const char *xml);

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A backup job belongs to libvirtd and not to whoever began it: it outlives a client that dies and a libvirtd that is
+ * restarted. What makes a job ours is the NBD socket that its XML names, because that lies in a directory named after
+ * the snapshot.
+ */
+#include "libvirt_domain.h"
+
+#include "domain.h"
+#include "vmsnap/error.h"
+#include "vmsnap/record.h"
+
+#include <string.h>
+
+#define JOB_POLL_US (10 * 1000)
+
+/* libvirt's own way is to print every error; here the one who handles it does. */
+static void error_ignore(void *user_data, virErrorPtr error) {
+    (void)user_data;
+    (void)error;
+}
+
+static gboolean is_denied(int code) {
+    return code == VIR_ERR_OPERATION_DENIED || code == VIR_ERR_ACCESS_DENIED || code == VIR_ERR_AUTH_FAILED ||
+           code == VIR_ERR_AUTH_UNAVAILABLE || code == VIR_ERR_AUTH_CANCELLED;
+}
+
+static void set_libvirt_error(GError **error, const char *verb, const char *object) {
+    const char *remedy = "";
+    if (is_denied(virGetLastErrorCode()))
+        remedy = "; the libvirt connection is read-only or lacks the right: check -o connect=, or run as root";
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to %s '%s': %s%s", verb, object,
+                virGetLastErrorMessage(), remedy);
+}
+
+/* The job's socket is a file: it can only be reached from the host that the machine runs on. */
+static gboolean connection_check_local(virConnectPtr connection, GError **error) {
+    g_autofree char *text = virConnectGetURI(connection);
+    g_autoptr(GUri) uri = text ? g_uri_parse(text, G_URI_FLAGS_NON_DNS, NULL) : NULL;
+    const char *host = uri ? g_uri_get_host(uri) : NULL;
+    if (!host || !host[0])
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use libvirt at '%s': the machine runs on another host; run mount.vmsnap on '%s'", text,
+                host);
+    return FALSE;
+}
+
+virConnectPtr vmsnap_libvirt_connect(const char *uri, GError **error) {
+    virSetErrorFunc(NULL, error_ignore);
+    g_autoptr(virConnect) connection = virConnectOpen(uri);
+    if (!connection) {
+        set_libvirt_error(error, "connect to libvirt at", uri ? uri : "its default URI");
+        return NULL;
+    }
+    return connection_check_local(connection, error) ? g_steal_pointer(&connection) : NULL;
+}
+
+static virDomainPtr domain_lookup(virConnectPtr connection, const char *source) {
+    virDomainPtr domain = virDomainLookupByName(connection, source);
+    if (!domain && g_uuid_string_is_valid(source))
+        domain = virDomainLookupByUUIDString(connection, source);
+    guint64 id;
+    if (!domain && g_ascii_string_to_unsigned(source, 10, 0, G_MAXINT, &id, NULL))
+        domain = virDomainLookupByID(connection, (int)id);
+    return domain;
+}
+
+virDomainPtr vmsnap_libvirt_find(virConnectPtr connection, const char *source, GError **error) {
+    g_autoptr(virDomain) domain = domain_lookup(connection, source);
+    if (!domain && virGetLastErrorCode() == VIR_ERR_NO_DOMAIN) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to find domain '%s': libvirt knows no such name, UUID or id; see 'virsh list'", source);
+        return NULL;
+    }
+    int active = domain ? virDomainIsActive(domain) : -1;
+    if (active < 0) {
+        set_libvirt_error(error, "look up domain", source);
+        return NULL;
+    }
+    if (!active) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to mount domain '%s': it is shut off; start it, or copy its disks as they are", source);
+        return NULL;
+    }
+    return g_steal_pointer(&domain);
+}
+
+char *vmsnap_libvirt_get_xml(virDomainPtr domain, unsigned flags, GError **error) {
+    char *xml = virDomainGetXMLDesc(domain, flags);
+    if (!xml)
+        set_libvirt_error(error, "read the XML of domain", virDomainGetName(domain));
+    return xml;
+}
+
+/*
+ * @ret_socket: (transfer full): the socket of the domain's backup job, or NULL if there is no such job
+ * Returns: FALSE if libvirt cannot tell.
+ */
+static gboolean job_get_socket(virDomainPtr domain, char **ret_socket) {
+    g_autofree char *xml = virDomainBackupGetXMLDesc(domain, 0);
+    if (!xml && virGetLastErrorCode() != VIR_ERR_NO_DOMAIN_BACKUP)
+        return FALSE;
+    *ret_socket = xml ? vmsnap_domain_parse_backup_socket(xml) : NULL;
+    return TRUE;
+}
+
+static gboolean job_runs(virDomainPtr domain) {
+    virDomainJobInfo info = {0};
+    return virDomainGetJobInfo(domain, &info) == 0 &&
+           (info.type == VIR_DOMAIN_JOB_BOUNDED || info.type == VIR_DOMAIN_JOB_UNBOUNDED);
+}
+
+gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
+    const char *name = virDomainGetName(domain);
+    g_autofree char *socket = NULL;
+    if (!job_get_socket(domain, &socket)) {
+        set_libvirt_error(error, "look for a backup job of domain", name);
+        return FALSE;
+    }
+    if (!socket && !job_runs(domain))
+        return TRUE;
+    g_autoptr(VmsnapRecord) record = socket ? vmsnap_record_find_by_socket(socket) : NULL;
+    if (record)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to mount domain '%s': it is mounted on '%s' already; unmount that first", name,
+                    record->mount_point);
+    else
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to mount domain '%s': another job runs on it; wait until it ends (virsh domjobinfo %s) or "
+                    "end it (virsh domjobabort %s)",
+                    name, name, name);
+    return FALSE;
+}
+
+gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error) {
+    if (virDomainBackupBegin(domain, xml, NULL, 0) == 0)
+        return TRUE;
+    set_libvirt_error(error, "begin the backup job of domain", virDomainGetName(domain));
+    return FALSE;
+}
+
+typedef enum {
+    JOB_RUNS,
+    JOB_GONE,
+    JOB_DOMAIN_STOPPED,
+    JOB_UNKNOWN, /* libvirt cannot tell */
+} JobState;
+
+static JobState job_check(virDomainPtr domain, const char *socket) {
+    g_autofree char *current_socket = NULL;
+    int active = virDomainIsActive(domain);
+    if (active == 0)
+        return JOB_DOMAIN_STOPPED;
+    if (active < 0 || !job_get_socket(domain, &current_socket))
+        return JOB_UNKNOWN;
+    return g_strcmp0(current_socket, socket) == 0 ? JOB_RUNS : JOB_GONE;
+}
+
+/* libvirt answers an abort before the job is over; the job's XML goes with it. */
+static JobState job_wait_while_running(virDomainPtr domain, const char *socket, unsigned timeout_ms) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
+    JobState state;
+    while ((state = job_check(domain, socket)) == JOB_RUNS && g_get_monotonic_time() < deadline_us)
+        g_usleep(JOB_POLL_US);
+    return state;
+}
+
+static VmsnapJobEnd job_end(virDomainPtr domain, const char *socket, unsigned timeout_ms, GError **error) {
+    const char *name = virDomainGetName(domain);
+    JobState state = job_check(domain, socket);
+    if (state == JOB_GONE)
+        return VMSNAP_JOB_GONE;
+    if (state == JOB_DOMAIN_STOPPED)
+        return VMSNAP_JOB_LOST;
+    if (state == JOB_UNKNOWN || virDomainAbortJob(domain) != 0) {
+        set_libvirt_error(error, "end the backup job of domain", name);
+        return VMSNAP_JOB_FAILED;
+    }
+    state = job_wait_while_running(domain, socket, timeout_ms);
+    if (state == JOB_GONE || state == JOB_DOMAIN_STOPPED)
+        return VMSNAP_JOB_ENDED;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to end the backup job of domain '%s': it still runs after %u s; see 'virsh domjobinfo %s'",
+                name, timeout_ms / 1000, name);
+    return VMSNAP_JOB_FAILED;
+}
+
+VmsnapJobEnd vmsnap_libvirt_end_job(virConnectPtr connection, const char *uri, const char *domain_uuid,
+                                    const char *socket, unsigned timeout_ms, GError **error) {
+    g_autoptr(virConnect) own_connection = NULL;
+    if (!connection || virConnectIsAlive(connection) != 1)
+        connection = own_connection = vmsnap_libvirt_connect(uri, error);
+    if (!connection)
+        return VMSNAP_JOB_FAILED;
+    g_autoptr(virDomain) domain = virDomainLookupByUUIDString(connection, domain_uuid);
+    if (domain)
+        return job_end(domain, socket, timeout_ms, error);
+    if (virGetLastErrorCode() == VIR_ERR_NO_DOMAIN)
+        return VMSNAP_JOB_LOST;
+    set_libvirt_error(error, "look up domain", domain_uuid);
+    return VMSNAP_JOB_FAILED;
+}
+
+char *vmsnap_libvirt_format_version(unsigned long version) {
+    return g_strdup_printf("%lu.%lu.%lu", version / 1000000, version / 1000 % 1000, version % 1000);
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Talking to libvirt about one domain and its backup job. All of it blocks. */
+#pragma once
+
+#include <glib.h>
+#include <libvirt/libvirt.h>
+#include <libvirt/virterror.h>
+
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(virConnect, virConnectClose)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(virDomain, virDomainFree)
+
+/**
+ * vmsnap_libvirt_connect:
+ * @uri: or NULL for libvirt's default
+ *
+ * Returns: (transfer full): a connection that may change things, or NULL with @error set.
+ */
+virConnectPtr vmsnap_libvirt_connect(const char *uri, GError **error);
+
+/**
+ * vmsnap_libvirt_find:
+ * @source: the domain's name, UUID or id
+ *
+ * Returns: (transfer full): the domain, which is running; or NULL with @error set.
+ */
+virDomainPtr vmsnap_libvirt_find(virConnectPtr connection, const char *source, GError **error);
+
+/** Returns: (transfer full): the XML that @flags choose, or NULL with @error set. */
+char *vmsnap_libvirt_get_xml(virDomainPtr domain, unsigned flags, GError **error);
+
+/** Returns: FALSE with @error set if a job runs on @domain: it names the mount point if the job is a vmsnap's. */
+gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error);
+
+/** Begins the backup job that @xml describes. */
+gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error);
+
+typedef enum {
+    VMSNAP_JOB_ENDED,  /* ended now */
+    VMSNAP_JOB_GONE,   /* somebody else had ended it, but the domain runs */
+    VMSNAP_JOB_LOST,   /* the domain does not run any more */
+    VMSNAP_JOB_FAILED, /* could not be ended: see the error */
+} VmsnapJobEnd;
+
+/**
+ * vmsnap_libvirt_end_job:
+ * @connection: tried first, if it still lives; may be NULL
+ * @uri: for a connection of its own otherwise
+ * @socket: the job's NBD socket, by which it is recognised: a job with another one is left alone
+ *
+ * Ends the job and waits until it is gone.
+ */
+VmsnapJobEnd vmsnap_libvirt_end_job(virConnectPtr connection, const char *uri, const char *domain_uuid,
+                                    const char *socket, unsigned timeout_ms, GError **error);
+
+/** Returns: (transfer full): a version number of libvirt's as text. */
+char *vmsnap_libvirt_format_version(unsigned long version);
