@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The two companions of a disk, made and freed together. */
+#include "disk_view.h"
+
+/* A 16 TiB disk in 64 KiB pieces by turns data and zero would want 1 GiB; past this bound small holes are data. */
+#define EXTENT_MEMORY_BYTES ((size_t)48 << 20)
+
+VmsnapDiskView *vmsnap_disk_view_new(VmsnapDisk *disk) {
+    VmsnapDiskView *view = g_new0(VmsnapDiskView, 1);
+    view->disk = disk;
+    view->scan = vmsnap_scan_new(disk, EXTENT_MEMORY_BYTES);
+    view->progress = vmsnap_progress_new(disk->size_bytes);
+    return view;
+}
+
+void vmsnap_disk_view_free(VmsnapDiskView *view) {
+    if (!view)
+        return;
+    vmsnap_scan_free(view->scan);
+    vmsnap_progress_free(view->progress);
+    g_free(view);
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The FUSE operations over a view. */
+#pragma once
+
+#include "session.h"
+
+struct fuse_lowlevel_ops;
+
+/** What the operations work on; immutable after mount. */
+typedef struct {
+    VmsnapView *view;
+    uid_t uid;
+    gid_t gid;
+    mode_t file_mode;
+    mode_t directory_mode;
+} VmsnapOps;
+
+/** The table for fuse_session_new(), whose user data is a VmsnapOps. */
+extern const struct fuse_lowlevel_ops vmsnap_fuse_operations;
+
+void vmsnap_ops_init(VmsnapOps *ops, VmsnapView *view, const VmsnapSessionOptions *options);

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Fills in the extent map of one disk: ahead of everybody in the background, and at once where somebody waits. */
+#pragma once
+
+#include "extent_map.h"
+
+typedef struct VmsnapScan VmsnapScan;
+
+/** Called when what was waited for is there, before or after the call that asked returns. Must not block. */
+typedef void (*VmsnapScanFunc)(gpointer user_data);
+
+/**
+ * vmsnap_scan_new:
+ * @disk: must outlive the scan
+ * @max_memory_bytes: as for vmsnap_extent_map_new()
+ */
+VmsnapScan *vmsnap_scan_new(VmsnapDisk *disk, size_t max_memory_bytes);
+
+/** Frees a scan of a disk whose snapshot has ended, so that no answer can come any more; NULL-safe. */
+void vmsnap_scan_free(VmsnapScan *scan);
+
+/** Begins to fill in the map from its beginning to its end. Any thread, once. */
+void vmsnap_scan_start(VmsnapScan *scan);
+
+/** Returns: (transfer none): the map; windows appear in it as answers come. */
+const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan);
+
+VmsnapDisk *vmsnap_scan_get_disk(const VmsnapScan *scan);
+
+/**
+ * vmsnap_scan_resolve:
+ *
+ * Calls @func when the window of @offset is known. A window whose extents cannot be had becomes data, so this always
+ * succeeds, and the read that follows meets the fault. Any thread.
+ */
+void vmsnap_scan_resolve(VmsnapScan *scan, uint64_t offset, VmsnapScanFunc func, gpointer user_data);
+
+/**
+ * vmsnap_scan_wait:
+ * @deadline_us: g_get_monotonic_time() from which an incomplete map will do
+ *
+ * Calls @func when the whole map is known, or with the first answer after @deadline_us. Any thread.
+ */
+void vmsnap_scan_wait(VmsnapScan *scan, int64_t deadline_us, VmsnapScanFunc func, gpointer user_data);
+
+/** Returns: whether nothing is left to be asked. Any thread. */
+gboolean vmsnap_scan_is_complete(const VmsnapScan *scan);

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Threads
+ *
+ * libfuse's loop reads requests on a few threads. An operation answers at once, or hands its request to a callback and
+ * returns: no FUSE thread ever waits for a disk, and none for another request. Callbacks come on threads of the
+ * backend and reply from there; libfuse allows a reply from any thread. What the operations look at, the tree and its
+ * layouts, is frozen before the loop begins.
+ *
+ * The end has an order: the loop stops, the mount goes, the snapshot ends (which answers all that is in flight, to a
+ * kernel that no longer listens), and only then the session may be freed.
+ */
+#define FUSE_USE_VERSION 312
+#include "session.h"
+
+#include "ops.h"
+#include "vmsnap/error.h"
+
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Operations never wait, so a few threads keep up with all readers. */
+#define MAX_LOOP_THREADS 4
+
+struct VmsnapSession {
+    VmsnapOps ops;
+    struct fuse_session *fuse;
+};
+
+/* libfuse says why it fails only in its log. Last line of it; used by the thread that mounts, before others exist. */
+static char last_fuse_message[256];
+
+static void fuse_message_keep(enum fuse_log_level level, const char *format, va_list arguments) {
+    (void)level;
+    (void)vsnprintf(last_fuse_message, sizeof last_fuse_message, format, arguments);
+    g_strchomp(last_fuse_message);
+}
+
+static const char *fuse_message_or(const char *fallback) {
+    return last_fuse_message[0] ? last_fuse_message : fallback;
+}
+
+/* A comma ends an option and a backslash escapes: both must be escaped in a name that users chose. */
+static char *option_value_escape(const char *value) {
+    GString *escaped = g_string_new(NULL);
+    for (const char *c = value; *c; c++) {
+        if (*c == ',' || *c == '\\')
+            g_string_append_c(escaped, '\\');
+        g_string_append_c(escaped, *c);
+    }
+    return g_string_free(escaped, FALSE);
+}
+
+static char *fuse_options_build(const VmsnapSessionOptions *options) {
+    g_autofree char *fs_name = option_value_escape(options->fs_name);
+    return g_strdup_printf("ro,default_permissions,subtype=vmsnap,fsname=%s%s%s%s", fs_name,
+                           options->allow_other ? ",allow_other" : "", options->mount_options ? "," : "",
+                           options->mount_options ? options->mount_options : "");
+}
+
+static struct fuse_session *fuse_session_make(VmsnapSession *session, const VmsnapSessionOptions *options) {
+    g_autofree char *mount_options = fuse_options_build(options);
+    struct fuse_args arguments = FUSE_ARGS_INIT(0, NULL);
+    struct fuse_session *fuse = NULL;
+    if (fuse_opt_add_arg(&arguments, "vmsnap") == 0 && fuse_opt_add_arg(&arguments, "-o") == 0 &&
+        fuse_opt_add_arg(&arguments, mount_options) == 0)
+        fuse = fuse_session_new(&arguments, &vmsnap_fuse_operations, sizeof vmsnap_fuse_operations, &session->ops);
+    fuse_opt_free_args(&arguments);
+    return fuse;
+}
+
+VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
+                                    GError **error) {
+    g_autoptr(VmsnapSession) session = g_new0(VmsnapSession, 1);
+    vmsnap_ops_init(&session->ops, view, options);
+    last_fuse_message[0] = '\0';
+    fuse_set_log_func(fuse_message_keep);
+
+    session->fuse = fuse_session_make(session, options);
+    if (!session->fuse) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE, "failed to use the mount options: %s",
+                    fuse_message_or("libfuse gives no reason"));
+        return NULL;
+    }
+    if (fuse_session_mount(session->fuse, mount_point) != 0) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount on '%s': %s", mount_point,
+                    fuse_message_or("libfuse gives no reason"));
+        fuse_session_destroy(g_steal_pointer(&session->fuse));
+        return NULL;
+    }
+    return g_steal_pointer(&session);
+}
+
+int vmsnap_session_run(VmsnapSession *session) {
+    if (fuse_set_signal_handlers(session->fuse) != 0)
+        return -EIO;
+    struct fuse_loop_config *config = fuse_loop_cfg_create();
+    fuse_loop_cfg_set_max_threads(config, MAX_LOOP_THREADS);
+    fuse_loop_cfg_set_idle_threads(config, MAX_LOOP_THREADS);
+    vmsnap_view_start(session->ops.view);
+    int result = fuse_session_loop_mt(session->fuse, config);
+    fuse_loop_cfg_destroy(config);
+    fuse_remove_signal_handlers(session->fuse);
+    fuse_session_unmount(session->fuse);
+    return result;
+}
+
+void vmsnap_session_free(VmsnapSession *session) {
+    if (!session)
+        return;
+    if (session->fuse) {
+        fuse_session_unmount(session->fuse);
+        fuse_session_destroy(session->fuse);
+    }
+    g_free(session);
+}

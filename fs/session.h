@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A view mounted with FUSE: from the mount to the last reply. */
+#pragma once
+
+#include "view.h"
+
+#include <sys/types.h>
+
+typedef struct VmsnapSession VmsnapSession;
+
+/** How the files appear. Strings belong to the caller and must outlive vmsnap_session_mount(). */
+typedef struct {
+    const char *fs_name;       /* what df and mountinfo show as source */
+    const char *mount_options; /* further options for the kernel, comma-separated, or NULL */
+    gboolean allow_other;      /* users other than the one who mounts may enter */
+    uid_t uid;                 /* owner of all files */
+    gid_t gid;                 /* group of all files */
+    mode_t file_mode;          /* of files; directories may be searched by whoever may read files */
+} VmsnapSessionOptions;
+
+/**
+ * vmsnap_session_mount:
+ * @view: must outlive the session
+ * @mount_point: absolute
+ *
+ * Mounts @view on @mount_point. No request is answered before vmsnap_session_run().
+ * Returns: the session, or NULL with @error set and nothing mounted.
+ */
+VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
+                                    GError **error);
+
+/**
+ * vmsnap_session_run:
+ *
+ * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes, then makes sure that nothing is mounted.
+ * The calling thread must be the only one that does not block these signals. Requests in flight are still to be
+ * answered: end the snapshot before vmsnap_session_free().
+ *
+ * Returns: 0 after an unmount, the number of the signal, or -errno.
+ */
+int vmsnap_session_run(VmsnapSession *session);
+
+/** Frees a session whose requests have all been answered; unmounts one that never ran; NULL-safe. */
+void vmsnap_session_free(VmsnapSession *session);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSession, vmsnap_session_free)
