@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The process that serves the mount is forked before it has any thread or connection, and stays in its caller's session
+ * until the mount is made: automount lets only its own process group pass to the directory that it is about to cover.
+ * Until then its stderr is the caller's, so that it says itself what goes wrong, and tells its parent only the exit
+ * code.
+ *
+ * The ending signals are blocked from the beginning, so that one that comes early waits until there is something whole
+ * to end. The threads made meanwhile inherit that; only this one lets them through, in libfuse's loop.
+ */
+#include "daemon.h"
+
+#include "fs/session.h"
+#include "report.h"
+#include "utab.h"
+#include "vmsnap/error.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CONNECTIONS 2
+
+static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
+
+static void ending_signals_set(sigset_t *ret_set) {
+    sigemptyset(ret_set);
+    for (size_t i = 0; i < G_N_ELEMENTS(ending_signals); i++)
+        sigaddset(ret_set, ending_signals[i]);
+}
+
+static void ending_signals_block(int how) {
+    sigset_t set;
+    ending_signals_set(&set);
+    (void)pthread_sigmask(how, &set, NULL);
+}
+
+static gboolean ending_signal_pending(void) {
+    sigset_t pending;
+    (void)sigpending(&pending);
+    for (size_t i = 0; i < G_N_ELEMENTS(ending_signals); i++)
+        if (sigismember(&pending, ending_signals[i]))
+            return TRUE;
+    return FALSE;
+}
+
+/* A begin that somebody waits for, but not for ever. */
+typedef struct {
+    VmsnapBeginOptions options;
+    GMutex lock;
+    GCond changed;
+    gboolean done;            /* guarded by lock */
+    VmsnapSnapshot *snapshot; /* these two by done */
+    GError *error;
+} Begin;
+
+static gpointer begin_thread(gpointer data) {
+    Begin *begin = data;
+    begin->snapshot = vmsnap_snapshot_begin(&begin->options, &begin->error);
+    g_mutex_lock(&begin->lock);
+    begin->done = TRUE;
+    g_cond_signal(&begin->changed);
+    g_mutex_unlock(&begin->lock);
+    return NULL;
+}
+
+static gboolean begin_wait(Begin *begin) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)begin->options.timeout_ms * 1000;
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&begin->lock);
+    while (!begin->done)
+        if (!g_cond_wait_until(&begin->changed, &begin->lock, deadline_us))
+            return begin->done;
+    return TRUE;
+}
+
+/* How the process that was asked to mount learns how it went. */
+typedef struct {
+    int ready_fd; /* -1 in the foreground, or once told */
+} Starter;
+
+static gboolean starter_tell(Starter *starter, int exit_code) {
+    if (starter->ready_fd < 0)
+        return TRUE;
+    uint8_t byte = (uint8_t)exit_code;
+    gboolean told = write(starter->ready_fd, &byte, sizeof byte) == sizeof byte;
+    (void)close(starter->ready_fd);
+    starter->ready_fd = -1;
+    return told;
+}
+
+static void snapshot_end_quietly(VmsnapSnapshot *snapshot) {
+    g_autoptr(GError) error = NULL;
+    if (!vmsnap_snapshot_end(snapshot, TRUE, &error))
+        (void)vmsnap_report_error(error);
+    vmsnap_snapshot_free(snapshot);
+}
+
+/*
+ * libvirt's calls cannot be cancelled. When time is up the caller is told, and this process stays until the call
+ * returns, so that a job which begins after all is ended again.
+ */
+static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter *starter, GError **error) {
+    Begin begin = {.options = *options};
+    g_mutex_init(&begin.lock);
+    g_cond_init(&begin.changed);
+    GThread *thread = g_thread_new("vmsnap-begin", begin_thread, &begin);
+    gboolean in_time = begin_wait(&begin);
+    if (!in_time) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to mount '%s': no answer within %u s; see whether libvirt is well, or raise -o timeout=",
+                    options->source, options->timeout_ms / 1000);
+        (void)starter_tell(starter, vmsnap_report_error(*error));
+    }
+    (void)g_thread_join(thread);
+    if (!in_time && begin.snapshot)
+        snapshot_end_quietly(g_steal_pointer(&begin.snapshot));
+    if (in_time && begin.error)
+        g_propagate_error(error, g_steal_pointer(&begin.error));
+    g_clear_error(&begin.error);
+    g_cond_clear(&begin.changed);
+    g_mutex_clear(&begin.lock);
+    return begin.snapshot;
+}
+
+static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const char *mount_point) {
+    return (VmsnapBeginOptions){
+        .source = options->source,
+        .connect_uri = options->connect_uri,
+        .disks = (const char *const *)options->disks,
+        .exclude = (const char *const *)options->exclude,
+        .scratch_dir = options->scratch_dir,
+        .mount_point = mount_point,
+        .connections = CONNECTIONS,
+        .timeout_ms = options->timeout_ms,
+    };
+}
+
+static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *options, const char *mount_point,
+                                    GError **error) {
+    VmsnapSessionOptions session_options = {
+        .fs_name = options->source,
+        .mount_options = options->mount_options->len > 0 ? options->mount_options->str : NULL,
+        .allow_other = options->allow_other,
+        .uid = options->uid,
+        .gid = options->gid,
+        .file_mode = options->mode,
+    };
+    if (ending_signal_pending()) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount '%s': interrupted by a signal",
+                    options->source);
+        return NULL;
+    }
+    return vmsnap_session_mount(view, &session_options, mount_point, error);
+}
+
+static void detach(void) {
+    vmsnap_report_to_syslog();
+    (void)setsid();
+    if (chdir("/") != 0)
+        g_warning("failed to change to '/': %s", g_strerror(errno));
+    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = STDIN_FILENO; null_fd >= 0 && fd <= STDERR_FILENO; fd++)
+        (void)dup2(null_fd, fd);
+    if (null_fd > STDERR_FILENO)
+        (void)close(null_fd);
+}
+
+/* Serves the mounted session until its end. Returns: whether somebody stopped it. */
+static gboolean serve(VmsnapSession *session, Starter *starter) {
+    gboolean background = starter->ready_fd >= 0;
+    if (background)
+        detach();
+    if (!starter_tell(starter, 0))
+        return TRUE;
+    ending_signals_block(SIG_UNBLOCK);
+    int result = vmsnap_session_run(session);
+    ending_signals_block(SIG_BLOCK);
+    if (result < 0)
+        g_warning("failed to serve the mount: %s", g_strerror(-result));
+    return result != 0;
+}
+
+static int daemon_life(const VmsnapOptions *options, const char *mount_point, Starter *starter) {
+    g_autoptr(GError) error = NULL;
+    VmsnapBeginOptions begin = begin_options(options, mount_point);
+    g_autoptr(VmsnapSnapshot) snapshot = begin_in_time(&begin, starter, &error);
+    if (!snapshot)
+        return vmsnap_report_error(error);
+
+    /* The view and the session look at the snapshot, and are freed after it has ended. */
+    g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot);
+    g_autoptr(VmsnapSession) session = session_mount(view, options, mount_point, &error);
+    gboolean aborted = TRUE;
+    if (session) {
+        vmsnap_utab_add(options->source, mount_point);
+        aborted = serve(session, starter);
+        vmsnap_utab_remove(mount_point);
+    }
+    g_autoptr(GError) end_error = NULL;
+    if (!vmsnap_snapshot_end(snapshot, aborted, &end_error))
+        g_warning("%s", end_error->message);
+    if (!session)
+        return vmsnap_report_error(error);
+    return end_error ? VMSNAP_EXIT_FAILED : 0;
+}
+
+static int daemon_main(const VmsnapOptions *options, const char *mount_point, int ready_fd) {
+    Starter starter = {.ready_fd = ready_fd};
+    ending_signals_block(SIG_BLOCK);
+    (void)signal(SIGPIPE, SIG_IGN);
+    int exit_code = daemon_life(options, mount_point, &starter);
+    (void)starter_tell(&starter, exit_code);
+    return exit_code;
+}
+
+int vmsnap_daemon_run(const VmsnapOptions *options, const char *mount_point) {
+    return daemon_main(options, mount_point, -1);
+}
+
+static volatile sig_atomic_t daemon_pid;
+
+static void signal_forward(int number) {
+    (void)kill((pid_t)daemon_pid, number);
+}
+
+/* Whoever interrupts the wait means the mount: the daemon undoes it and tells. */
+static int daemon_wait_ready(pid_t pid, int ready_fd) {
+    daemon_pid = pid;
+    for (size_t i = 0; i < G_N_ELEMENTS(ending_signals); i++)
+        (void)signal(ending_signals[i], signal_forward);
+    ending_signals_block(SIG_UNBLOCK);
+    uint8_t exit_code;
+    ssize_t length;
+    do {
+        length = read(ready_fd, &exit_code, sizeof exit_code);
+    } while (length < 0 && errno == EINTR);
+    if (length == sizeof exit_code)
+        return exit_code;
+    (void)fprintf(stderr, "%s: failed to mount: the daemon (process %d) died\n", g_get_prgname(), (int)pid);
+    return VMSNAP_EXIT_SYSTEM;
+}
+
+int vmsnap_daemon_start(const VmsnapOptions *options, const char *mount_point) {
+    g_autoptr(GError) error = NULL;
+    int fds[2];
+    ending_signals_block(SIG_BLOCK);
+    pid_t pid = pipe2(fds, O_CLOEXEC) == 0 ? fork() : -1;
+    if (pid == 0) {
+        (void)close(fds[0]);
+        exit(daemon_main(options, mount_point, fds[1]));
+    }
+    if (pid > 0) {
+        (void)close(fds[1]);
+        return daemon_wait_ready(pid, fds[0]);
+    }
+    g_set_error(&error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to start the daemon: %s", g_strerror(errno));
+    return vmsnap_report_error(error);
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* mount.vmsnap: mounts the instant of a running machine. Checks first what can be checked without beginning anything.
+ */
+#include "config.h"
+#include "daemon.h"
+#include "mount_point.h"
+#include "report.h"
+
+#include <locale.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+int main(int argc, char **argv) {
+    (void)setlocale(LC_ALL, "");
+    g_set_prgname("mount.vmsnap");
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = vmsnap_options_parse(argc, argv, &error);
+    if (!options)
+        return vmsnap_report_error(error);
+    if (options->show_version) {
+        (void)printf("mount.vmsnap %s\n", VMSNAP_VERSION);
+        return EXIT_SUCCESS;
+    }
+    g_autofree char *mount_point = vmsnap_mount_point_check(options->mount_point, &error);
+    if (!mount_point || !vmsnap_mount_point_check_fuse(&error))
+        return vmsnap_report_error(error);
+    if (options->fake)
+        return EXIT_SUCCESS;
+    return options->foreground ? vmsnap_daemon_run(options, mount_point) : vmsnap_daemon_start(options, mount_point);
+}

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * mount(8) calls its helpers as "mount.vmsnap SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]", and people
+ * call it the same way. libmount knows which options are common to all filesystems; what it does not know must be ours.
+ */
+#include "options.h"
+
+#include "vmsnap/error.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <libmount.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DEFAULT_MODE 0400
+#define DEFAULT_TIMEOUT_S 30
+#define MAX_TIMEOUT_S 3600
+
+static gboolean usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+static gboolean usage_error(GError **error, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    g_autofree char *message = g_strdup_vprintf(format, arguments);
+    va_end(arguments);
+    g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE, message);
+    return FALSE;
+}
+
+static gboolean set_string(char **target, const char *value) {
+    g_free(*target);
+    *target = g_strdup(value);
+    return TRUE;
+}
+
+static gboolean set_names(char ***target, const char *name, const char *value, GError **error) {
+    g_auto(GStrv) names = g_strsplit(value, ":", -1);
+    for (char **each = names; *each; each++)
+        if (!**each)
+            return usage_error(error, "failed to use option '%s=%s': it has an empty name; write %s=vda:vdb", name,
+                               value, name);
+    g_strfreev(*target);
+    *target = g_steal_pointer(&names);
+    return TRUE;
+}
+
+static gboolean parse_connect(VmsnapOptions *options, const char *value, GError **error) {
+    (void)error;
+    return set_string(&options->connect_uri, value);
+}
+
+static gboolean parse_disks(VmsnapOptions *options, const char *value, GError **error) {
+    return set_names(&options->disks, "disks", value, error);
+}
+
+static gboolean parse_exclude(VmsnapOptions *options, const char *value, GError **error) {
+    return set_names(&options->exclude, "exclude", value, error);
+}
+
+static gboolean parse_scratch(VmsnapOptions *options, const char *value, GError **error) {
+    (void)error;
+    g_free(options->scratch_dir);
+    options->scratch_dir = g_canonicalize_filename(value, NULL);
+    return TRUE;
+}
+
+static gboolean parse_uid(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 number;
+    const struct passwd *user = getpwnam(value);
+    if (user)
+        options->uid = user->pw_uid;
+    else if (g_ascii_string_to_unsigned(value, 10, 0, (uid_t)-2, &number, NULL))
+        options->uid = (uid_t)number;
+    else
+        return usage_error(error, "failed to use option 'uid=%s': there is no such user", value);
+    return TRUE;
+}
+
+static gboolean parse_gid(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 number;
+    const struct group *group = getgrnam(value);
+    if (group)
+        options->gid = group->gr_gid;
+    else if (g_ascii_string_to_unsigned(value, 10, 0, (gid_t)-2, &number, NULL))
+        options->gid = (gid_t)number;
+    else
+        return usage_error(error, "failed to use option 'gid=%s': there is no such group", value);
+    return TRUE;
+}
+
+static gboolean parse_mode(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 mode;
+    if (!g_ascii_string_to_unsigned(value, 8, 0, 0777, &mode, NULL))
+        return usage_error(error, "failed to use option 'mode=%s': it is no octal mode such as 0440", value);
+    /* Nothing here can be written or executed, whatever the mode says. */
+    options->mode = (mode_t)mode & 0444;
+    return TRUE;
+}
+
+static gboolean parse_timeout(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 seconds;
+    if (!g_ascii_string_to_unsigned(value, 10, 1, MAX_TIMEOUT_S, &seconds, NULL))
+        return usage_error(error, "failed to use option 'timeout=%s': it is no number of seconds from 1 to %d", value,
+                           MAX_TIMEOUT_S);
+    options->timeout_ms = (unsigned)seconds * 1000;
+    return TRUE;
+}
+
+static gboolean parse_allow_other(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->allow_other = TRUE;
+    return TRUE;
+}
+
+static gboolean parse_remount(VmsnapOptions *options, const char *value, GError **error) {
+    (void)options;
+    (void)value;
+    return usage_error(error, "failed to use option 'remount': a snapshot cannot change; unmount it and mount it anew");
+}
+
+static const struct {
+    const char *name;
+    gboolean takes_value;
+    gboolean (*parse)(VmsnapOptions *options, const char *value, GError **error);
+} own_options[] = {
+    {"connect", TRUE, parse_connect},  {"disks", TRUE, parse_disks},
+    {"exclude", TRUE, parse_exclude},  {"scratch", TRUE, parse_scratch},
+    {"uid", TRUE, parse_uid},          {"gid", TRUE, parse_gid},
+    {"mode", TRUE, parse_mode},        {"timeout", TRUE, parse_timeout},
+    {"remount", FALSE, parse_remount}, {"allow_other", FALSE, parse_allow_other},
+};
+
+/* Those of the common options that mean something to a read-only filesystem without programs or devices. */
+static const char *const forwarded_options[] = {
+    "noexec", "noatime", "nodiratime", "context", "fscontext", "defcontext", "rootcontext", NULL,
+};
+
+/* Names in libmount's tables may end in "=" or "[=]", and those of a prefix stand for all that begin so. */
+static gboolean matches_common(const struct libmnt_optmap *entry, const char *name) {
+    if (entry->mask & MNT_PREFIX)
+        return g_str_has_prefix(name, entry->name);
+    size_t length = strcspn(entry->name, "=[");
+    return strlen(name) == length && strncmp(name, entry->name, length) == 0;
+}
+
+static gboolean is_common(const char *name) {
+    static const int tables[] = {MNT_LINUX_MAP, MNT_USERSPACE_MAP};
+    for (size_t i = 0; i < G_N_ELEMENTS(tables); i++)
+        for (const struct libmnt_optmap *entry = mnt_get_builtin_optmap(tables[i]); entry->name; entry++)
+            if (matches_common(entry, name))
+                return TRUE;
+    return g_str_has_prefix(name, "x-") || g_str_has_prefix(name, "X-");
+}
+
+static gboolean parse_own(VmsnapOptions *options, const char *name, const char *value, gboolean *ret_found,
+                          GError **error) {
+    for (size_t i = 0; i < G_N_ELEMENTS(own_options); i++) {
+        if (!g_str_equal(own_options[i].name, name))
+            continue;
+        *ret_found = TRUE;
+        gboolean has_value = value && value[0];
+        if (own_options[i].takes_value && !has_value)
+            return usage_error(error, "failed to use option '%s': it needs a value, %s=...", name, name);
+        if (!own_options[i].takes_value && value)
+            return usage_error(error, "failed to use option '%s=%s': it takes no value", name, value);
+        return own_options[i].parse(options, value, error);
+    }
+    *ret_found = FALSE;
+    return TRUE;
+}
+
+static gboolean parse_option(VmsnapOptions *options, const char *name, const char *value, GError **error) {
+    gboolean found;
+    if (!parse_own(options, name, value, &found, error) || found)
+        return found;
+    if (g_strv_contains(forwarded_options, name))
+        g_string_append_printf(options->mount_options, "%s%s%s%s", options->mount_options->len ? "," : "", name,
+                               value ? "=" : "", value ? value : "");
+    else if (!is_common(name) && !options->sloppy)
+        return usage_error(
+            error, "failed to use option '%s': vmsnap has no such option; see mount.vmsnap(8), or use -s", name);
+    return TRUE;
+}
+
+/* fstab quotes values that have a comma in them. */
+static char *unquote(const char *value, size_t length) {
+    gboolean quoted = length >= 2 && value[0] == '"' && value[length - 1] == '"';
+    return quoted ? g_strndup(value + 1, length - 2) : g_strndup(value, length);
+}
+
+static gboolean parse_option_string(VmsnapOptions *options, const char *string, GError **error) {
+    g_autofree char *copy = g_strdup(string);
+    char *rest = copy, *name, *value;
+    size_t name_length, value_length;
+    int result;
+    while ((result = mnt_optstr_next_option(&rest, &name, &name_length, &value, &value_length)) == 0) {
+        g_autofree char *own_name = g_strndup(name, name_length);
+        g_autofree char *own_value = value ? unquote(value, value_length) : NULL;
+        if (own_name[0] && !parse_option(options, own_name, own_value, error))
+            return FALSE;
+    }
+    return result == 1 || usage_error(error, "failed to read the options '%s': a quote is not closed", string);
+}
+
+static gboolean parse_operands(VmsnapOptions *options, char **operands, GError **error) {
+    guint n_operands = operands ? g_strv_length(operands) : 0;
+    if (n_operands != 2)
+        return usage_error(error, "usage: mount.vmsnap SOURCE MOUNTPOINT [-o OPTION,...]; see mount.vmsnap --help");
+    if (!operands[0][0])
+        return usage_error(error, "failed to mount '': the source has no name");
+    options->source = g_strdup(operands[0]);
+    options->mount_point = g_strdup(operands[1]);
+    return TRUE;
+}
+
+static const char help_text[] = "SOURCE is a libvirt domain: its name, UUID or id.\n"
+                                "\n"
+                                "Options of -o, beside those of mount(8):\n"
+                                "  connect=URI        libvirt's URI (default: libvirt's own)\n"
+                                "  disks=vda:vdb      only these disks (default: all that can be backed up)\n"
+                                "  exclude=vdc        all but these disks\n"
+                                "  scratch=DIR        where QEMU keeps overwritten data (default: /var/lib/vmsnap)\n"
+                                "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
+                                "  allow_other        let other users in, as far as the mode does\n"
+                                "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
+                                "\n"
+                                "End it with umount MOUNTPOINT. See mount.vmsnap(8).\n";
+
+static VmsnapOptions *options_new(void) {
+    VmsnapOptions *options = g_new0(VmsnapOptions, 1);
+    options->uid = geteuid();
+    options->gid = getegid();
+    options->mode = DEFAULT_MODE;
+    options->timeout_ms = DEFAULT_TIMEOUT_S * 1000;
+    options->mount_options = g_string_new(NULL);
+    return options;
+}
+
+void vmsnap_options_free(VmsnapOptions *options) {
+    if (!options)
+        return;
+    g_free(options->source);
+    g_free(options->mount_point);
+    g_free(options->connect_uri);
+    g_strfreev(options->disks);
+    g_strfreev(options->exclude);
+    g_free(options->scratch_dir);
+    g_string_free(options->mount_options, TRUE);
+    g_free(options);
+}
+
+VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
+    g_autoptr(VmsnapOptions) options = options_new();
+    g_auto(GStrv) option_strings = NULL, operands = NULL;
+    g_autofree char *ignored_type = NULL, *ignored_namespace = NULL;
+    gboolean ignored = FALSE;
+    const GOptionEntry entries[] = {
+        {"options", 'o', 0, G_OPTION_ARG_STRING_ARRAY, &option_strings, "Mount options", "OPTION,..."},
+        {"foreground", 0, 0, G_OPTION_ARG_NONE, &options->foreground, "Stay attached and log to stderr", NULL},
+        {"fake", 'f', 0, G_OPTION_ARG_NONE, &options->fake, "Check everything but mount nothing", NULL},
+        {"sloppy", 's', 0, G_OPTION_ARG_NONE, &options->sloppy, "Tolerate unknown mount options", NULL},
+        {"verbose", 'v', 0, G_OPTION_ARG_NONE, &options->verbose, "Say more", NULL},
+        {"version", 'V', 0, G_OPTION_ARG_NONE, &options->show_version, "Show the version", NULL},
+        {"read-only", 'r', 0, G_OPTION_ARG_NONE, &ignored, "Accepted: every mount is read-only", NULL},
+        {"rw", 'w', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &ignored, NULL, NULL},
+        {"no-mtab", 'n', 0, G_OPTION_ARG_NONE, &ignored, "Accepted: there is no mtab", NULL},
+        {"types", 't', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_STRING, &ignored_type, NULL, NULL},
+        {"namespace", 'N', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_STRING, &ignored_namespace, NULL, NULL},
+        {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &operands, NULL, NULL},
+        {NULL},
+    };
+    g_autoptr(GOptionContext) context = g_option_context_new("SOURCE MOUNTPOINT - mount a running machine's instant");
+    g_option_context_add_main_entries(context, entries, NULL);
+    g_option_context_set_description(context, help_text);
+    g_autoptr(GError) parse_error = NULL;
+    if (!g_option_context_parse(context, &argc, &argv, &parse_error)) {
+        usage_error(error, "failed to read the command line: %s; see mount.vmsnap --help", parse_error->message);
+        return NULL;
+    }
+    for (char **string = option_strings; string && *string; string++)
+        if (!parse_option_string(options, *string, error))
+            return NULL;
+    if (!options->show_version && !parse_operands(options, operands, error))
+        return NULL;
+    return g_steal_pointer(&options);
+}

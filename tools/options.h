@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The command line and the option string of mount.vmsnap. */
+#pragma once
+
+#include <glib.h>
+#include <sys/types.h>
+
+/** What the user wants, checked for sense but not against the system. */
+typedef struct {
+    char *source;
+    char *mount_point; /* as typed */
+    gboolean fake;
+    gboolean sloppy;
+    gboolean verbose;
+    gboolean foreground;
+    gboolean show_version;
+
+    char *connect_uri;
+    char **disks;      /* NULL for all */
+    char **exclude;    /* NULL for none */
+    char *scratch_dir; /* absolute; NULL for the default */
+    uid_t uid;
+    gid_t gid;
+    mode_t mode;
+    gboolean allow_other;
+    unsigned timeout_ms;
+    GString *mount_options; /* for the kernel, comma-separated; may be empty */
+} VmsnapOptions;
+
+/**
+ * vmsnap_options_parse:
+ *
+ * Reads a command line; prints the help and exits where that is asked for.
+ * Returns: (transfer full): the options, or NULL with @error set.
+ */
+VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error);
+
+/** NULL-safe. */
+void vmsnap_options_free(VmsnapOptions *options);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapOptions, vmsnap_options_free)
