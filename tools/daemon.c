@@ -170,6 +170,15 @@ static void detach(void) {
         (void)close(null_fd);
 }
 
+static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point) {
+    (void)fprintf(stderr, "%s: domain '%s' is mounted on '%s' as snapshot %s\n", g_get_prgname(), snapshot->machine,
+                  mount_point, snapshot->uuid);
+    for (guint i = 0; i < snapshot->left_out->len; i++) {
+        const VmsnapLeftOut *left_out = g_ptr_array_index(snapshot->left_out, i);
+        (void)fprintf(stderr, "%s: left out '%s': %s\n", g_get_prgname(), left_out->name, left_out->reason);
+    }
+}
+
 /* Serves the mounted session until its end. Returns: whether somebody stopped it. */
 static gboolean serve(VmsnapSession *session, Starter *starter) {
     gboolean background = starter->ready_fd >= 0;
@@ -197,6 +206,8 @@ static int daemon_life(const VmsnapOptions *options, const char *mount_point, St
     g_autoptr(VmsnapSession) session = session_mount(view, options, mount_point, &error);
     gboolean aborted = TRUE;
     if (session) {
+        if (options->verbose)
+            tell_mounted(snapshot, mount_point);
         vmsnap_utab_add(options->source, mount_point);
         aborted = serve(session, starter);
         vmsnap_utab_remove(mount_point);
