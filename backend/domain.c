@@ -147,11 +147,14 @@ static void files_parse(VmsnapDomain *domain, xmlXPathContext *context) {
 
 /* The DAC label reads "+64055:+107": the plus says that these are numbers. */
 static gboolean owner_parse(const char *label, uid_t *ret_uid, gid_t *ret_gid) {
-    unsigned uid, gid;
-    if (sscanf(label, "+%u:+%u", &uid, &gid) != 2)
+    g_auto(GStrv) parts = g_strsplit(label, ":", 2);
+    guint64 uid, gid;
+    if (g_strv_length(parts) != 2 || parts[0][0] != '+' || parts[1][0] != '+' ||
+        !g_ascii_string_to_unsigned(parts[0] + 1, 10, 0, G_MAXUINT32 - 1, &uid, NULL) ||
+        !g_ascii_string_to_unsigned(parts[1] + 1, 10, 0, G_MAXUINT32 - 1, &gid, NULL))
         return FALSE;
-    *ret_uid = uid;
-    *ret_gid = gid;
+    *ret_uid = (uid_t)uid;
+    *ret_gid = (gid_t)gid;
     return TRUE;
 }
 

@@ -25,15 +25,15 @@
 #include "vmsnap/record.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define N_IO_THREADS 2
-/* A scratch file's own metadata fits, and a guest that overwrites much will be seen long before it is used up. */
-#define MIN_SCRATCH_BYTES (UINT64_C(64) << 20)
+/* With less than this a snapshot would not outlive its first minute. */
+#define MIN_SCRATCH_BYTES (UINT64_C(16) << 20)
 
 typedef struct {
     VmsnapDisk base;
@@ -117,15 +117,15 @@ static gboolean snapshot_look_up(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
 
 static gboolean scratch_check(const char *directory, GError **error) {
     static const char remedy[] = "name another directory with -o scratch=DIR";
-    struct stat status;
     struct statvfs filesystem;
-    if (stat(directory, &status) == 0 && !S_ISDIR(status.st_mode))
-        errno = ENOTDIR;
-    else if (statvfs(directory, &filesystem) == 0)
-        errno = 0;
-    if (errno != 0) {
+    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    gboolean usable = fd >= 0 && fstatvfs(fd, &filesystem) == 0;
+    int code = errno;
+    if (fd >= 0)
+        (void)close(fd);
+    if (!usable) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use scratch directory '%s': %s; %s", directory,
-                    g_strerror(errno), remedy);
+                    g_strerror(code), remedy);
         return FALSE;
     }
     uint64_t left_bytes = (uint64_t)filesystem.f_bavail * filesystem.f_frsize;
@@ -133,7 +133,7 @@ static gboolean scratch_check(const char *directory, GError **error) {
         return TRUE;
     g_autofree char *left = g_format_size_full(left_bytes, G_FORMAT_SIZE_IEC_UNITS);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use scratch directory '%s': its filesystem is full (%s left); free some space or %s",
+                "failed to use scratch directory '%s': its filesystem is full, with %s left; free some space or %s",
                 directory, left, remedy);
     return FALSE;
 }

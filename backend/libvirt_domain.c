@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-#define JOB_POLL_US (10 * 1000)
+#define JOB_POLL_US 10000
 
 /* libvirt's own way is to print every error; here the one who handles it does. */
 static void error_ignore(void *user_data, virErrorPtr error) {
@@ -189,8 +189,10 @@ static VmsnapJobEnd job_end(virDomainPtr domain, const char *socket, unsigned ti
 VmsnapJobEnd vmsnap_libvirt_end_job(virConnectPtr connection, const char *uri, const char *domain_uuid,
                                     const char *socket, unsigned timeout_ms, GError **error) {
     g_autoptr(virConnect) own_connection = NULL;
-    if (!connection || virConnectIsAlive(connection) != 1)
-        connection = own_connection = vmsnap_libvirt_connect(uri, error);
+    if (!connection || virConnectIsAlive(connection) != 1) {
+        own_connection = vmsnap_libvirt_connect(uri, error);
+        connection = own_connection;
+    }
     if (!connection)
         return VMSNAP_JOB_FAILED;
     g_autoptr(virDomain) domain = virDomainLookupByUUIDString(connection, domain_uuid);

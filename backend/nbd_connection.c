@@ -49,7 +49,7 @@ struct VmsnapNbdConnection {
 
 static void request_finish(Request *request, int error) {
     (void)g_atomic_int_add(&request->connection->load, -1);
-    if (request->extents)
+    if (request->extents_done)
         request->extents_done(error, error ? NULL : &g_array_index(request->extents, VmsnapExtent, 0),
                               error ? 0 : request->extents->len, request->user_data);
     else

@@ -18,7 +18,7 @@
 /* The tree never changes while it is mounted. */
 #define FOREVER_S 86400.0
 /* How long stat(2) waits for the map of a disk before it counts what is unknown as allocated. */
-#define BLOCK_COUNT_WAIT_US (2 * G_USEC_PER_SEC)
+#define BLOCK_COUNT_WAIT_US INT64_C(2000000)
 /* st_blksize: what cp, cat and others take for their buffer. As large as one FUSE request can be. */
 #define PREFERRED_READ_BYTES (1 << 20)
 #define STATFS_BLOCK_BYTES 4096

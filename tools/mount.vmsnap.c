@@ -13,6 +13,7 @@
 int main(int argc, char **argv) {
     (void)setlocale(LC_ALL, "");
     g_set_prgname("mount.vmsnap");
+    vmsnap_report_to_stderr();
     g_autoptr(GError) error = NULL;
     g_autoptr(VmsnapOptions) options = vmsnap_options_parse(argc, argv, &error);
     if (!options)

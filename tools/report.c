@@ -14,12 +14,23 @@ int vmsnap_report_error(const GError *error) {
     return error->code == VMSNAP_ERROR_USAGE ? VMSNAP_EXIT_USAGE : VMSNAP_EXIT_FAILED;
 }
 
+static void stderr_write(const char *domain, GLogLevelFlags level, const char *message, gpointer user_data) {
+    (void)domain;
+    (void)level;
+    (void)user_data;
+    (void)fprintf(stderr, "%s: %s\n", g_get_prgname(), message);
+}
+
 static void syslog_write(const char *domain, GLogLevelFlags level, const char *message, gpointer user_data) {
     (void)domain;
     (void)user_data;
     gboolean severe = (level & (G_LOG_LEVEL_ERROR | G_LOG_LEVEL_CRITICAL)) != 0;
     int unsevere = level & G_LOG_LEVEL_WARNING ? LOG_WARNING : LOG_INFO;
     syslog(severe ? LOG_ERR : unsevere, "%s", message);
+}
+
+void vmsnap_report_to_stderr(void) {
+    (void)g_log_set_default_handler(stderr_write, NULL);
 }
 
 void vmsnap_report_to_syslog(void) {

@@ -11,5 +11,8 @@
 /** Prints @error and returns the exit code that it stands for. */
 int vmsnap_report_error(const GError *error);
 
-/** Sends log messages to syslog from now on instead of stderr. */
+/** Writes log messages to stderr from now on, each as one line. */
+void vmsnap_report_to_stderr(void);
+
+/** Sends log messages to syslog from now on. */
 void vmsnap_report_to_syslog(void);

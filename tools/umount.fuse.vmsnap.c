@@ -131,6 +131,7 @@ static gboolean run(const Arguments *arguments, GError **error) {
 
 int main(int argc, char **argv) {
     g_set_prgname("umount.fuse.vmsnap");
+    vmsnap_report_to_stderr();
     g_autoptr(GError) error = NULL;
     Arguments arguments = {0};
     gboolean ended = arguments_parse(argc, argv, &arguments, &error) && run(&arguments, &error);
