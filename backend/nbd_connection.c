@@ -273,6 +273,7 @@ int vmsnap_nbd_connection_get_load(const VmsnapNbdConnection *connection) {
 
 static void request_submit(Request *request) {
     VmsnapNbdConnection *connection = request->connection;
+    g_assert(request->read_done || request->extents_done);
     request->link.data = request;
     g_atomic_int_inc(&connection->load);
     g_mutex_lock(&connection->lock);
