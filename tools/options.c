@@ -95,8 +95,8 @@ static gboolean parse_mode(VmsnapOptions *options, const char *value, GError **e
     guint64 mode;
     if (!g_ascii_string_to_unsigned(value, 8, 0, 0777, &mode, NULL))
         return usage_error(error, "failed to use option 'mode=%s': it is no octal mode such as 0440", value);
-    /* Nothing here can be written or executed, whatever the mode says. */
-    options->mode = (mode_t)mode & 0444;
+    /* Bits for writing have no effect here, but copies take them over and may need them. There are no programs. */
+    options->mode = (mode_t)mode & 0666;
     return TRUE;
 }
 
