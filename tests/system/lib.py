@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What system tests are made of: virtual machines, mounts, and the proof that nothing is left behind.
+
+Runs inside tests/system/sandbox, as root, where everything may be changed: VMSNAP_SANDBOX is a directory on a real
+disk, VMSNAP_GUEST is where tests/guest was built.
+
+A guest boots in about two seconds of a processor: give a class of tests one in setUpClass, not each test its own.
+"""
+
+import contextlib
+import hashlib
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import time
+import unittest
+import uuid
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1024 * 1024
+SANDBOX = Path(os.environ['VMSNAP_SANDBOX'])
+GUEST = Path(os.environ['VMSNAP_GUEST'])
+
+# Where the writer's rings lie (tests/guest/records.h): behind a filesystem, and behind a block for Vm.touch().
+RING_START = 192 * MIB
+RING_SLOTS = 1024
+
+# A guest under emulation on a busy machine is slow; a test that hangs must fail before meson gives up on all of them.
+PATIENCE = 60
+
+
+class CommandFailed(AssertionError):
+    """A command ended with another status than expected. Its message carries all that the command said."""
+
+
+def run(*command, user=None, status=0, timeout=PATIENCE, **options):
+    """
+    Runs a command and returns what it printed. It must end with STATUS, or with any if STATUS is None.
+
+    USER is 'backupuser' for the sandbox's ordinary user. Returns the CompletedProcess, of text unless text=False.
+    """
+    command = [str(word) for word in command]
+    if user:
+        home = SANDBOX / user
+        options |= {'user': user, 'group': user, 'extra_groups': [], 'cwd': home}
+        options['env'] = {'PATH': os.environ['PATH'], 'USER': user,
+                          'HOME': str(home), 'XDG_RUNTIME_DIR': runtime_dir(user)}
+    options.setdefault('text', True)
+    # A session of its own: the first one began outside of the sandbox, where automount cannot see its process group.
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
+                            start_new_session=True, **options)
+    if status is not None and result.returncode != status:
+        raise CommandFailed(f'{" ".join(command)}: exit status {result.returncode}, not {status}\n'
+                            f'{result.stdout}{result.stderr}')
+    return result
+
+
+def runtime_dir(user):
+    """The directory of short-lived files: /run for root, XDG_RUNTIME_DIR for another."""
+    return f'/run/user/{pwd.getpwnam(user).pw_uid}' if user else '/run'
+
+
+def wait_until(condition, what, timeout=PATIENCE):
+    """Waits until CONDITION() is true and returns its value."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f'waited {timeout} s in vain until {what}')
+        time.sleep(0.02)
+    return value
+
+
+def sha256(path):
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def check_instant(disk_a, disk_b):
+    """Proves that two files are one instant of a Vm's first two disks, and returns the newest record in it."""
+    return int(run(GUEST / 'check', RING_START, RING_SLOTS, disk_a, disk_b).stdout)
+
+
+@dataclass
+class Disk:
+    """A virtio disk to make."""
+    size: int = 256 * MIB
+    format: str = 'qcow2'
+    options: str = ''  # qemu-img's, -o
+    filesystem: int = 0  # the size of an ext4 at its beginning
+    xml: str = ''  # more elements for the <disk>, e.g. '<shareable/>'
+
+
+class Vm:
+    """
+    A virtual machine that boots tests/guest, under emulation. Its disks are vda, vdb, ... in the order of DISKS.
+
+    DEVICES and OS are more XML for <devices> and <os>. With USER, it belongs to that user's qemu:///session.
+    """
+
+    def __init__(self, disks=(Disk(), Disk()), devices='', os_xml='', user=None, memory=192 * MIB):
+        self.uuid = str(uuid.uuid4())
+        self.name = f'vm-{self.uuid[:8]}'
+        self.user = user
+        self.uri = 'qemu:///session' if user else 'qemu:///system'
+        self.directory = make_directory(self.name, user)
+        self.console = self.directory / 'console.log'
+        self.images = {f'vd{chr(ord("a") + i)}': self.directory / f'vd{chr(ord("a") + i)}.{disk.format}'
+                       for i, disk in enumerate(disks)}
+        self._channel = None
+
+        for file in ('vmlinuz', 'initrd'):
+            # Copies, since libvirt gives these files to QEMU's user while the machine runs.
+            self._own(shutil.copy(GUEST / file, self.directory))
+        for disk, image in zip(disks, self.images.values()):
+            self._make_image(disk, image)
+        self.xml = self._domain(disks, devices, os_xml, memory)
+
+    @classmethod
+    def restore(cls, copy, user=None):
+        """
+        A machine of its own, out of what was copied from a mount: COPY is a directory with domain.xml, a NAME.raw for
+        each disk, kernel and initrd. In the definition, only what must not be the same twice is changed: name, UUID and
+        paths. The files come from a mount that is read-only and for its user alone, which a machine's disks cannot be.
+        """
+        vm = cls(disks=(), user=user)
+        copy.chmod(0o711)
+        text = (copy / 'domain.xml').read_text()
+        original = Path(ElementTree.fromstring(text).find('os/kernel').text).parent
+        domain = ElementTree.fromstring(text.replace(str(original), str(vm.directory)))
+        domain.find('name').text = vm.name
+        domain.find('uuid').text = vm.uuid
+        for file in ('kernel', 'initrd'):
+            domain.find(f'os/{file}').text = str(copy / file)
+            vm._own(copy / file)
+        for disk in domain.iterfind('devices/disk'):
+            name = disk.find('target').get('dev')
+            image = copy / f'{name}.raw'
+            if image.exists():
+                image.chmod(0o600)
+                vm.images[name] = image
+                disk.find('driver').set('type', 'raw')
+                disk.find('source').set('file', str(image))
+                vm._own(image)
+        vm.xml = ElementTree.tostring(domain, encoding='unicode')
+        return vm
+
+    def _own(self, path):
+        if self.user:
+            shutil.chown(path, self.user, self.user)
+
+    def _make_image(self, disk, image):
+        options = ['-o', disk.options] if disk.options else []
+        run('qemu-img', 'create', '-q', '-f', disk.format, *options, image, disk.size)
+        if disk.filesystem:
+            assert disk.filesystem < RING_START
+            raw = image.with_suffix('.mkfs')
+            with open(raw, 'wb') as file:
+                file.truncate(disk.size)
+            run('mkfs.ext4', '-q', raw, f'{disk.filesystem // 1024}k')
+            run('qemu-img', 'convert', '-n', '--target-is-zero', '-f', 'raw', '-O', disk.format, raw, image)
+            raw.unlink()
+        self._own(image)
+
+    def _domain(self, disks, devices, os_xml, memory):
+        disk_xml = ''.join(
+            f'''<disk type="file" device="disk">
+                  <driver name="qemu" type="{disk.format}"/>
+                  <source file="{image}"/>
+                  <target dev="{name}" bus="virtio"/>
+                  {disk.xml}
+                </disk>'''
+            for disk, (name, image) in zip(disks, self.images.items()))
+        return f'''
+          <domain type="qemu">
+            <name>{self.name}</name>
+            <uuid>{self.uuid}</uuid>
+            <memory unit="b">{memory}</memory>
+            <vcpu>1</vcpu>
+            <os>
+              <type arch="x86_64" machine="pc">hvm</type>
+              <kernel>{self.directory}/vmlinuz</kernel>
+              <initrd>{self.directory}/initrd</initrd>
+              <cmdline>console=ttyS0 quiet panic=-1 mitigations=off nokaslr</cmdline>
+              {os_xml}
+            </os>
+            <features><acpi/></features>
+            <on_reboot>destroy</on_reboot>
+            <devices>
+              <emulator>/usr/bin/qemu-system-x86_64</emulator>
+              {disk_xml}
+              <serial type="file"><source path="{self.console}"/><target port="0"/></serial>
+              <serial type="unix"><source mode="bind" path="{self.directory}/commands"/><target port="1"/></serial>
+              <controller type="usb" model="none"/>
+              <video><model type="none"/></video>
+              <memballoon model="none"/>
+              {devices}
+            </devices>
+          </domain>'''
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def virsh(self, *arguments, **options):
+        """Runs virsh on this machine's libvirt, and returns what it printed."""
+        return run('virsh', '--quiet', '--connect', self.uri, *arguments, user=self.user, **options).stdout
+
+    def define(self):
+        xml = self.directory / 'domain.xml'
+        xml.write_text(self.xml)
+        self._own(xml)
+        self.virsh('define', xml)
+        return self
+
+    def start(self):
+        """Defines and boots the machine, and returns it when the guest takes commands."""
+        self.define()
+        self.virsh('start', self.name)
+        wait_until(lambda: 'guest: ready' in self._console_text(), f'{self.name} has booted')
+        self._channel = socket.socket(socket.AF_UNIX)
+        self._channel.connect(str(self.directory / 'commands'))
+        return self
+
+    def state(self):
+        return self.virsh('domstate', self.name).strip()
+
+    def pause(self):
+        """Stops the processor. QEMU writes its caches to the image files at this time."""
+        self.virsh('suspend', self.name)
+
+    def resume(self):
+        self.virsh('resume', self.name)
+
+    def destroy(self):
+        """Pulls the plug."""
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+        self.virsh('destroy', self.name)
+
+    def close(self):
+        """Removes the machine and its files."""
+        if self._channel:
+            self._channel.close()
+        self.virsh('destroy', self.name, status=None)
+        self.virsh('undefine', self.name, '--nvram', '--checkpoints-metadata', status=None)
+        shutil.rmtree(self.directory)
+
+    def run(self, command, status=0, timeout=PATIENCE):
+        """Runs a line of shell in the guest and returns what it printed (init says how)."""
+        token = f'answer-{uuid.uuid4().hex}'
+        whole = re.compile(rf'{token}\n(.*)\n{token} (\d+)\n'.encode(), re.DOTALL)
+        answer = b''
+        self._channel.sendall(f'{token} {command}\n'.encode())
+        deadline = time.monotonic() + timeout
+        while not (found := whole.search(answer)):
+            self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                received = self._channel.recv(65536)
+            except TimeoutError:
+                received = b''
+            if not received:
+                raise AssertionError(f'{self.name} gave no answer to: {command}\n{answer.decode(errors="replace")}')
+            answer += received
+        output = found[1].decode(errors='replace')
+        if status is not None and int(found[2]) != status:
+            raise CommandFailed(f'in the guest: {command}: exit status {int(found[2])}, not {status}\n{output}')
+        return output
+
+    def start_writer(self, pause_us=1000):
+        """Lets the guest write records to its first two disks, from where they end. Returns when the first is there."""
+        self.run(f'writer {RING_START} {RING_SLOTS} {pause_us} /dev/vda /dev/vdb >/dev/console 2>&1 &')
+        self.wait_written()
+
+    def stop_writer(self):
+        self.run('killall writer; while killall -0 writer 2>/dev/null; do usleep 10000; done')
+
+    def alive(self):
+        """The newest record that the writer has reported, -1 before the first. Never one that lies."""
+        text = self._console_text()
+        if 'writer: BAD' in text:
+            raise AssertionError(f'{self.name} read something else than it wrote:\n{text[-400:]}')
+        return max(map(int, re.findall(r'^alive (\d+)\s*$', text, re.MULTILINE)), default=-1)
+
+    def wait_written(self):
+        """Waits until the writer has got further than it was."""
+        before = self.alive()
+        wait_until(lambda: self.alive() > before, f'the writer in {self.name} gets on')
+
+    def check(self):
+        """The guest's own proof that its disks are one instant. Returns the newest record on them."""
+        return int(self.run(f'check {RING_START} {RING_SLOTS} /dev/vda /dev/vdb'))
+
+    def touch(self):
+        """Proves that the guest can write: a block that nobody else uses, to its first disk and back."""
+        block = RING_START // 4096 - 1
+        self.run(f'dd if=/dev/urandom of=/tmp/block bs=4096 count=1 status=none && '
+                 f'dd if=/tmp/block of=/dev/vda bs=4096 seek={block} oflag=direct status=none && '
+                 f'dd if=/dev/vda bs=4096 skip={block} count=1 iflag=direct status=none | cmp - /tmp/block')
+
+    def disk_raw(self, disk, path):
+        """The truth: writes what is on a disk, as the guest sees it, to a raw file. The machine must not be running."""
+        assert self.state() in ('paused', 'shut off'), 'the disk of a running machine has no one content'
+        run('qemu-img', 'convert', '-U', '-O', 'raw', self.images[disk], path)
+        return path
+
+    def disk_hash(self, disk):
+        """SHA-256 of the truth."""
+        raw = self.directory / 'truth.raw'
+        try:
+            return sha256(self.disk_raw(disk, raw))
+        finally:
+            raw.unlink()
+
+    def _console_text(self):
+        return self.console.read_text(errors='replace') if self.console.exists() else ''
+
+
+def make_directory(name, user=None):
+    """A directory for a test's data, on a real disk, and open to all: libvirt's QEMU is not root."""
+    directory = SANDBOX / user / name if user else SANDBOX / name
+    directory.mkdir(mode=0o755)
+    if user:
+        shutil.chown(directory, user, user)
+    return directory
+
+
+def mounts():
+    """The mount points of all vmsnap mounts."""
+    lines = (line.split(' ') for line in Path('/proc/self/mountinfo').read_text().splitlines())
+    return [fields[4] for fields in lines if fields[fields.index('-') + 1] == 'fuse.vmsnap']
+
+
+def processes():
+    """All vmsnap processes, but for dead ones that the first process has not yet waited for."""
+    found = []
+    for directory in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            name, state = re.search(r'^\d+ \((.*)\) (\w)', (directory / 'stat').read_text()).groups()
+            if 'vmsnap' in name and state != 'Z':
+                found.append(f'process {directory.name}, {name}, in state {state}')
+    return found
+
+
+def left_behind(vm):
+    """What a snapshot of VM may leave on this machine, as a set of lines."""
+    home = SANDBOX / vm.user if vm.user else None
+    runtime = Path(runtime_dir(vm.user)) / 'vmsnap'
+    scratch = home / '.local/state/vmsnap' if home else Path('/var/lib/vmsnap')
+    left = {f'mount {point}' for point in mounts()} | set(processes())
+    for directory in (runtime, scratch):
+        left |= {f'file {path}' for path in directory.rglob('*')}
+    if vm.state() != 'shut off':
+        job = vm.virsh('domjobinfo', vm.name)
+        if not re.fullmatch(r'Job type: +None\s*', job):
+            left.add(f'job of {vm.name}: {job}')
+        backup = vm.virsh('backup-dumpxml', vm.name, status=None)
+        if backup:
+            left.add(f'backup job of {vm.name}: {backup}')
+    return left
+
+
+class Mount:
+    """
+    A machine's snapshot, mounted by the real mount.vmsnap on a new directory:
+
+        with Mount(vm, 'allow_other') as mount:
+            ... mount / 'vda.raw' ...
+
+    At the end it is unmounted, nothing may be left of it, and the guest must be as it was.
+    """
+
+    def __init__(self, vm, options=''):
+        self.vm = vm
+        self.point = make_directory(f'mount-{uuid.uuid4().hex[:8]}', vm.user)
+        self.options = ','.join(filter(None, (f'connect={vm.uri}' if vm.user else '', options)))
+        self._before = left_behind(vm)
+
+    def __truediv__(self, name):
+        return self.point / name
+
+    def __enter__(self):
+        self.mount()
+        return self
+
+    def __exit__(self, *failure):
+        if str(self.point) in mounts():
+            self.umount(status=None if failure[0] else 0)
+        if not failure[0]:
+            self.assert_nothing_left()
+
+    def mount(self, **expected):
+        options = ['-o', self.options] if self.options else []
+        return run('mount.vmsnap', self.vm.name, self.point, *options, user=self.vm.user, **expected)
+
+    def umount(self, **expected):
+        return run('umount', self.point, user=self.vm.user, **expected)
+
+    def assert_nothing_left(self):
+        """Whatever was not there before the mount is gone, and the guest lives and writes."""
+        left = left_behind(self.vm) - self._before
+        if left:
+            raise AssertionError('left behind:\n' + '\n'.join(sorted(left)))
+        if self.vm.state() == 'running':
+            self.vm.touch()
+        self.point.rmdir()
+
+
+class TestCase(unittest.TestCase):
+    """A unittest.TestCase with one machine for the whole class: what make_vm() returns, booted, as self.vm."""
+
+    maxDiff = 4000
+
+    @classmethod
+    def make_vm(cls):
+        return Vm()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.vm = cls.enterClassContext(cls.make_vm())
+        cls.vm.start()
