@@ -38,7 +38,8 @@ gboolean vmsnap_dirs_make_base(const char *path, GError **error) {
         return set_errno_error(error, "make the directory", parent);
     if (mkdir(path, BASE_MODE) == 0)
         return chmod(path, BASE_MODE) == 0 || set_errno_error(error, "set the mode of", path);
-    return errno == EEXIST || set_errno_error(error, "make the directory", path);
+    gboolean exists = errno == EEXIST && g_file_test(path, G_FILE_TEST_IS_DIR);
+    return exists || set_errno_error(error, "make the directory", path);
 }
 
 gboolean vmsnap_dirs_make_private(const char *path, uid_t uid, gid_t gid, GError **error) {

@@ -4,7 +4,8 @@
  * belongs to one I/O thread: others put requests into a queue and wake that thread, and never wait for the socket.
  *
  * A request is in exactly one list: submitted (guarded by the lock), then started (the I/O thread's), then done. When
- * the connection is lost or freed, what is left in the two lists fails.
+ * the connection is lost or freed, what is left in the lists fails. One that libnbd fails waits in a third list until
+ * the I/O thread knows whether the connection is lost: then its user is told that first.
  */
 #include "nbd_connection.h"
 
@@ -16,7 +17,7 @@
 
 typedef struct {
     VmsnapNbdConnection *connection;
-    GList link;              /* in submitted or started; its data is the request */
+    GList link;              /* in submitted, started or failed; its data is the request */
     void *buffer;            /* NULL in a question for extents */
     uint8_t *aligned_buffer; /* owned; where the server wants blocks and the range is not made of them */
     size_t length;
@@ -32,7 +33,8 @@ struct VmsnapNbdConnection {
     struct nbd_handle *nbd; /* used by the I/O thread alone once attached */
     gpointer fd_tag;
     GIOCondition events;
-    GQueue started; /* the I/O thread's */
+    GQueue started; /* the I/O thread's, as failed */
+    GQueue failed;
     VmsnapNbdLostFunc lost;
     gpointer lost_data;
 
@@ -66,57 +68,82 @@ static void requests_fail(GQueue *requests) {
         request_finish(link->data, -EIO);
 }
 
+static void request_fail_later(Request *request) {
+    g_queue_unlink(&request->connection->started, &request->link);
+    g_queue_push_tail_link(&request->connection->failed, &request->link);
+}
+
+static void request_succeed(Request *request) {
+    g_queue_unlink(&request->connection->started, &request->link);
+    request_finish(request, 0);
+}
+
 /* libnbd's completion callbacks; 1 tells it to forget the command. */
 static int read_completed(void *user_data, int *error) {
     Request *request = user_data;
-    g_queue_unlink(&request->connection->started, &request->link);
-    if (*error == 0 && request->aligned_buffer)
+    if (*error) {
+        request_fail_later(request);
+        return 1;
+    }
+    if (request->aligned_buffer)
         memcpy(request->buffer, request->aligned_buffer + request->offset % request->connection->block_bytes,
                request->length);
-    request_finish(request, *error ? -EIO : 0);
+    request_succeed(request);
     return 1;
 }
 
 static int extents_completed(void *user_data, int *error) {
     Request *request = user_data;
-    g_queue_unlink(&request->connection->started, &request->link);
-    gboolean failed = *error != 0 || request->extents->len == 0;
-    request_finish(request, failed ? -EIO : 0);
+    if (*error || request->extents->len == 0)
+        request_fail_later(request);
+    else
+        request_succeed(request);
     return 1;
 }
 
 /* Only ZERO tells content; HOLE tells how it is stored. Entries are pairs of length and flags. */
 static int extents_received(void *user_data, const char *context, uint64_t offset, uint32_t *entries, size_t n_entries,
                             int *error) {
-    (void)offset;
     (void)error;
     Request *request = user_data;
     if (!g_str_equal(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
         return 0;
+    uint64_t skip = request->offset - MIN(request->offset, offset);
     uint64_t left = request->length;
     for (size_t i = 0; i + 1 < n_entries && left > 0; i += 2) {
+        uint64_t skipped = MIN(entries[i], skip);
         gboolean zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
         VmsnapExtent extent = {
-            .length_bytes = MIN(entries[i], left),
+            .length_bytes = MIN(entries[i] - skipped, left),
             .kind = zero ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA,
         };
-        g_array_append_val(request->extents, extent);
+        skip -= skipped;
         left -= extent.length_bytes;
+        if (extent.length_bytes > 0)
+            g_array_append_val(request->extents, extent);
     }
     return 0;
 }
 
+/* The range of a request in whole blocks of the server. */
+static void request_align(const Request *request, uint64_t *ret_start, uint64_t *ret_end) {
+    uint64_t block_bytes = request->connection->block_bytes;
+    uint64_t end = (request->offset + request->length + block_bytes - 1) / block_bytes * block_bytes;
+    *ret_start = request->offset / block_bytes * block_bytes;
+    *ret_end = MIN(end, request->connection->size_bytes);
+}
+
 static int64_t request_start_extents(Request *request) {
+    uint64_t start, end;
+    request_align(request, &start, &end);
     nbd_extent_callback received = {.callback = extents_received, .user_data = request};
     nbd_completion_callback completed = {.callback = extents_completed, .user_data = request};
-    return nbd_aio_block_status(request->connection->nbd, request->length, request->offset, received, completed, 0);
+    return nbd_aio_block_status(request->connection->nbd, end - start, start, received, completed, 0);
 }
 
 static int64_t request_start_read(Request *request) {
-    uint64_t block_bytes = request->connection->block_bytes;
-    uint64_t start = request->offset / block_bytes * block_bytes;
-    uint64_t end = (request->offset + request->length + block_bytes - 1) / block_bytes * block_bytes;
-    end = MIN(end, request->connection->size_bytes);
+    uint64_t start, end;
+    request_align(request, &start, &end);
     void *buffer = request->buffer;
     if (end - start != request->length)
         buffer = request->aligned_buffer = g_malloc(end - start);
@@ -140,10 +167,8 @@ static void request_start(Request *request) {
     /* libnbd may complete it before the call returns. */
     g_queue_push_tail_link(&connection->started, &request->link);
     int64_t cookie = request->extents ? request_start_extents(request) : request_start_read(request);
-    if (cookie < 0) {
-        g_queue_unlink(&connection->started, &request->link);
-        request_finish(request, -EIO);
-    }
+    if (cookie < 0)
+        request_fail_later(request);
 }
 
 /* From here on every new request fails. @ret_submitted gets those that were not started. */
@@ -158,6 +183,7 @@ static void connection_lose(VmsnapNbdConnection *connection, const char *reason)
     GQueue submitted;
     connection_refuse_more(connection, &submitted);
     connection->lost(reason, connection->lost_data);
+    requests_fail(&connection->failed);
     requests_fail(&connection->started);
     requests_fail(&submitted);
 }
@@ -201,6 +227,7 @@ static gboolean connection_dispatch(GSource *source, GSourceFunc callback, gpoin
     int result = connection_notify(connection, g_source_query_unix_fd(source, connection->fd_tag));
     if (result == 0 && !nbd_aio_is_dead(connection->nbd) && !nbd_aio_is_closed(connection->nbd)) {
         connection_update_events(connection);
+        requests_fail(&connection->failed);
         return G_SOURCE_CONTINUE;
     }
     const char *reason = result != 0 ? nbd_get_error() : NULL;
@@ -316,6 +343,7 @@ void vmsnap_nbd_connection_close(VmsnapNbdConnection *connection) {
     GQueue submitted;
     connection_refuse_more(connection, &submitted);
     g_clear_pointer(&connection->nbd, nbd_close);
+    requests_fail(&connection->failed);
     requests_fail(&connection->started);
     requests_fail(&submitted);
 }
