@@ -131,8 +131,13 @@ static void files_parse(VmsnapDomain *domain, xmlXPathContext *context) {
         const char *name;
         const char *expression;
     } files[] = {
-        {"nvram.fd", "/domain/os/nvram"}, {"loader", "/domain/os/loader"}, {"kernel", "/domain/os/kernel"},
-        {"initrd", "/domain/os/initrd"},  {"dtb", "/domain/os/dtb"},
+        /* A path, or what a disk has, too: <nvram type='file'><source file='...'/></nvram>. */
+        {"nvram.fd", "/domain/os/nvram[not(source)] | /domain/os/nvram/source/@file | /domain/os/nvram/source/@dev | "
+                     "/domain/os/nvram/source/@name"},
+        {"loader", "/domain/os/loader"},
+        {"kernel", "/domain/os/kernel"},
+        {"initrd", "/domain/os/initrd"},
+        {"dtb", "/domain/os/dtb"},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
         char *path = xpath_string(context, files[i].expression);
@@ -227,6 +232,17 @@ static gboolean disk_select(const VmsnapDomain *domain, VmsnapDomainDisk *disk, 
     return TRUE;
 }
 
+static void set_nothing_selected_error(const VmsnapDomain *domain, const VmsnapSnapshot *left_out, GError **error) {
+    g_autoptr(GString) reasons = g_string_new(NULL);
+    for (guint i = 0; i < left_out->left_out->len; i++) {
+        const VmsnapLeftOut *disk = g_ptr_array_index(left_out->left_out, i);
+        g_string_append_printf(reasons, "%s%s %s", i > 0 ? ", " : "", disk->name, disk->reason);
+    }
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to back up domain '%s': no disk is left to back up (%s); change -o disks= or exclude=",
+                domain->name, reasons->len > 0 ? reasons->str : "it has none");
+}
+
 GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *only, const char *const *exclude,
                                 VmsnapSnapshot *ret_left_out, GError **error) {
     if (!names_exist(domain, "disks", only, error) || !names_exist(domain, "exclude", exclude, error))
@@ -237,42 +253,56 @@ GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *o
         if (!disk_select(domain, disk, only, exclude, selected, ret_left_out, error))
             return NULL;
     }
-    if (selected->len == 0) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to back up domain '%s': no disk is left to back up", domain->name);
-        return NULL;
-    }
-    return g_steal_pointer(&selected);
+    if (selected->len > 0)
+        return g_steal_pointer(&selected);
+    set_nothing_selected_error(domain, ret_left_out, error);
+    return NULL;
 }
 
 char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target) {
     return g_strdup_printf("%s/%s.qcow2", scratch_dir, target);
 }
 
-static char *backup_disk_xml(const VmsnapDomainDisk *disk, const char *scratch_dir) {
+/* Escapes white space, too: in an attribute XML would make blanks of it. */
+static void append_attribute(GString *xml, const char *name, const char *value) {
+    g_autofree char *escaped = g_markup_escape_text(value, -1);
+    g_autoptr(GString) text = g_string_new(escaped);
+    (void)g_string_replace(text, "\t", "&#9;", 0);
+    (void)g_string_replace(text, "\n", "&#10;", 0);
+    (void)g_string_replace(text, "\r", "&#13;", 0);
+    g_string_append_printf(xml, " %s='%s'", name, text->str);
+}
+
+static void append_backup_disk(GString *xml, const VmsnapDomainDisk *disk, const char *scratch_dir) {
     g_autofree char *scratch = vmsnap_domain_scratch_path(scratch_dir, disk->target);
-    return g_markup_printf_escaped("    <disk name='%s' backup='yes' type='file' exportname='%s'>\n"
-                                   "      <driver type='qcow2'/>\n"
-                                   "      <scratch file='%s'/>\n"
-                                   "    </disk>\n",
-                                   disk->target, disk->target, scratch);
+    g_string_append(xml, "    <disk backup='yes' type='file'");
+    append_attribute(xml, "name", disk->target);
+    append_attribute(xml, "exportname", disk->target);
+    g_string_append(xml, ">\n      <driver type='qcow2'/>\n      <scratch");
+    append_attribute(xml, "file", scratch);
+    g_string_append(xml, "/>\n    </disk>\n");
+}
+
+static void append_left_out_disk(GString *xml, const VmsnapDomainDisk *disk) {
+    g_string_append(xml, "    <disk backup='no'");
+    append_attribute(xml, "name", disk->target);
+    g_string_append(xml, "/>\n");
 }
 
 char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *selected, const char *socket,
                                      const char *scratch_dir) {
-    g_autoptr(GString) xml = g_string_new("<domainbackup mode='pull'>\n");
-    g_autofree char *server = g_markup_printf_escaped("  <server transport='unix' socket='%s'/>\n", socket);
-    g_string_append_printf(xml, "%s  <disks>\n", server);
+    GString *xml = g_string_new("<domainbackup mode='pull'>\n  <server transport='unix'");
+    append_attribute(xml, "socket", socket);
+    g_string_append(xml, "/>\n  <disks>\n");
     for (guint i = 0; i < domain->disks->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
-        gboolean wanted = g_ptr_array_find((GPtrArray *)selected, disk, NULL);
-        g_autofree char *element = wanted
-                                       ? backup_disk_xml(disk, scratch_dir)
-                                       : g_markup_printf_escaped("    <disk name='%s' backup='no'/>\n", disk->target);
-        g_string_append(xml, element);
+        if (g_ptr_array_find((GPtrArray *)selected, disk, NULL))
+            append_backup_disk(xml, disk, scratch_dir);
+        else
+            append_left_out_disk(xml, disk);
     }
     g_string_append(xml, "  </disks>\n</domainbackup>\n");
-    return g_string_free(g_steal_pointer(&xml), FALSE);
+    return g_string_free(xml, FALSE);
 }
 
 char *vmsnap_domain_parse_backup_socket(const char *xml) {

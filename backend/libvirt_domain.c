@@ -25,8 +25,8 @@ static gboolean is_denied(int code) {
            code == VIR_ERR_AUTH_UNAVAILABLE || code == VIR_ERR_AUTH_CANCELLED;
 }
 
-static void set_libvirt_error(GError **error, const char *verb, const char *object) {
-    const char *remedy = "";
+/* @object: found out before the call that failed, since libvirt forgets its last error with each further call */
+static void set_libvirt_error(GError **error, const char *verb, const char *object, const char *remedy) {
     if (is_denied(virGetLastErrorCode()))
         remedy = "; the libvirt connection is read-only or lacks the right: check -o connect=, or run as root";
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to %s '%s': %s%s", verb, object,
@@ -34,8 +34,7 @@ static void set_libvirt_error(GError **error, const char *verb, const char *obje
 }
 
 /* The job's socket is a file: it can only be reached from the host that the machine runs on. */
-static gboolean connection_check_local(virConnectPtr connection, GError **error) {
-    g_autofree char *text = virConnectGetURI(connection);
+static gboolean uri_check_local(const char *text, GError **error) {
     g_autoptr(GUri) uri = text ? g_uri_parse(text, G_URI_FLAGS_NON_DNS, NULL) : NULL;
     const char *host = uri ? g_uri_get_host(uri) : NULL;
     if (!host || !host[0])
@@ -46,14 +45,19 @@ static gboolean connection_check_local(virConnectPtr connection, GError **error)
     return FALSE;
 }
 
+/* What the caller wrote is checked before it costs a connection, what it or the default stands for (an alias) after. */
 virConnectPtr vmsnap_libvirt_connect(const char *uri, GError **error) {
+    if (!uri_check_local(uri, error))
+        return NULL;
     virSetErrorFunc(NULL, error_ignore);
     g_autoptr(virConnect) connection = virConnectOpen(uri);
     if (!connection) {
-        set_libvirt_error(error, "connect to libvirt at", uri ? uri : "its default URI");
+        set_libvirt_error(error, "connect to libvirt at", uri ? uri : "its default URI",
+                          "; see that libvirtd runs, or name another with -o connect=URI");
         return NULL;
     }
-    return connection_check_local(connection, error) ? g_steal_pointer(&connection) : NULL;
+    g_autofree char *real_uri = virConnectGetURI(connection);
+    return uri_check_local(real_uri, error) ? g_steal_pointer(&connection) : NULL;
 }
 
 static virDomainPtr domain_lookup(virConnectPtr connection, const char *source) {
@@ -75,7 +79,7 @@ virDomainPtr vmsnap_libvirt_find(virConnectPtr connection, const char *source, G
     }
     int active = domain ? virDomainIsActive(domain) : -1;
     if (active < 0) {
-        set_libvirt_error(error, "look up domain", source);
+        set_libvirt_error(error, "look up domain", source, "");
         return NULL;
     }
     if (!active) {
@@ -87,9 +91,10 @@ virDomainPtr vmsnap_libvirt_find(virConnectPtr connection, const char *source, G
 }
 
 char *vmsnap_libvirt_get_xml(virDomainPtr domain, unsigned flags, GError **error) {
+    const char *name = virDomainGetName(domain);
     char *xml = virDomainGetXMLDesc(domain, flags);
     if (!xml)
-        set_libvirt_error(error, "read the XML of domain", virDomainGetName(domain));
+        set_libvirt_error(error, "read the XML of domain", name, "");
     return xml;
 }
 
@@ -115,7 +120,7 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
     const char *name = virDomainGetName(domain);
     g_autofree char *socket = NULL;
     if (!job_get_socket(domain, &socket)) {
-        set_libvirt_error(error, "look for a backup job of domain", name);
+        set_libvirt_error(error, "look for a backup job of domain", name, "");
         return FALSE;
     }
     if (!socket && !job_runs(domain))
@@ -134,9 +139,10 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
 }
 
 gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error) {
+    const char *name = virDomainGetName(domain);
     if (virDomainBackupBegin(domain, xml, NULL, 0) == 0)
         return TRUE;
-    set_libvirt_error(error, "begin the backup job of domain", virDomainGetName(domain));
+    set_libvirt_error(error, "begin the backup job of domain", name, "");
     return FALSE;
 }
 
@@ -173,13 +179,17 @@ static VmsnapJobEnd job_end(virDomainPtr domain, const char *socket, unsigned ti
         return VMSNAP_JOB_GONE;
     if (state == JOB_DOMAIN_STOPPED)
         return VMSNAP_JOB_LOST;
-    if (state == JOB_UNKNOWN || virDomainAbortJob(domain) != 0) {
-        set_libvirt_error(error, "end the backup job of domain", name);
+    gboolean aborted = state == JOB_RUNS && virDomainAbortJob(domain) == 0;
+    /* A job that is just ending for another reason can no longer be aborted, although its XML is still there. */
+    if (state == JOB_UNKNOWN || (!aborted && virGetLastErrorCode() != VIR_ERR_OPERATION_INVALID)) {
+        set_libvirt_error(error, "end the backup job of domain", name, "");
         return VMSNAP_JOB_FAILED;
     }
     state = job_wait_while_running(domain, socket, timeout_ms);
-    if (state == JOB_GONE || state == JOB_DOMAIN_STOPPED)
-        return VMSNAP_JOB_ENDED;
+    if (state == JOB_GONE)
+        return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_GONE;
+    if (state == JOB_DOMAIN_STOPPED)
+        return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_LOST;
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to end the backup job of domain '%s': it still runs after %u s; see 'virsh domjobinfo %s'",
                 name, timeout_ms / 1000, name);
@@ -189,18 +199,19 @@ static VmsnapJobEnd job_end(virDomainPtr domain, const char *socket, unsigned ti
 VmsnapJobEnd vmsnap_libvirt_end_job(virConnectPtr connection, const char *uri, const char *domain_uuid,
                                     const char *socket, unsigned timeout_ms, GError **error) {
     g_autoptr(virConnect) own_connection = NULL;
-    if (!connection || virConnectIsAlive(connection) != 1) {
+    g_autoptr(virDomain) domain = connection ? virDomainLookupByUUIDString(connection, domain_uuid) : NULL;
+    /* That libvirtd has gone away, and maybe come back, shows in an old connection only when it is used. */
+    if (!domain && (!connection || virGetLastErrorCode() != VIR_ERR_NO_DOMAIN)) {
         own_connection = vmsnap_libvirt_connect(uri, error);
-        connection = own_connection;
+        if (!own_connection)
+            return VMSNAP_JOB_FAILED;
+        domain = virDomainLookupByUUIDString(own_connection, domain_uuid);
     }
-    if (!connection)
-        return VMSNAP_JOB_FAILED;
-    g_autoptr(virDomain) domain = virDomainLookupByUUIDString(connection, domain_uuid);
     if (domain)
         return job_end(domain, socket, timeout_ms, error);
     if (virGetLastErrorCode() == VIR_ERR_NO_DOMAIN)
         return VMSNAP_JOB_LOST;
-    set_libvirt_error(error, "look up domain", domain_uuid);
+    set_libvirt_error(error, "look up domain", domain_uuid, "");
     return VMSNAP_JOB_FAILED;
 }
 

@@ -52,13 +52,18 @@ void vmsnap_record_free(VmsnapRecord *record) {
     g_free(record);
 }
 
+/* A path is bytes, and JSON is UTF-8: what is not becomes %XX, and with it the percent sign itself. */
+static char *bytes_to_text(const char *bytes) {
+    return g_uri_escape_string(bytes, " !\"#$&'()*+,/:;<=>?@[\\]^`{|}~\t\n\r", TRUE);
+}
+
 static char *record_to_text(const VmsnapRecord *record) {
     g_autoptr(JsonBuilder) json = json_builder_new();
     json_builder_begin_object(json);
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
-        const char *value = *field_of(record, i);
-        if (!value)
+        if (!*field_of(record, i))
             continue;
+        g_autofree char *value = bytes_to_text(*field_of(record, i));
         json_builder_set_member_name(json, fields[i].name);
         json_builder_add_string_value(json, value);
     }
@@ -67,6 +72,13 @@ static char *record_to_text(const VmsnapRecord *record) {
     json_builder_end_object(json);
     g_autoptr(JsonNode) root = json_builder_get_root(json);
     return json_to_string(root, TRUE);
+}
+
+/* json-glib's own look-up complains in the log about a member of another type. */
+static char *dup_string_member(JsonObject *object, const char *name) {
+    JsonNode *node = json_object_get_member(object, name);
+    const char *text = node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_string(node) : NULL;
+    return text ? g_uri_unescape_string(text, NULL) : NULL;
 }
 
 static VmsnapRecord *record_from_text(const char *text, GError **error) {
@@ -80,8 +92,9 @@ static VmsnapRecord *record_from_text(const char *text, GError **error) {
     JsonObject *object = json_node_get_object(root);
     VmsnapRecord *record = vmsnap_record_new();
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++)
-        *field_of(record, i) = g_strdup(json_object_get_string_member_with_default(object, fields[i].name, NULL));
-    record->pid = (pid_t)json_object_get_int_member_with_default(object, "pid", 0);
+        *field_of(record, i) = dup_string_member(object, fields[i].name);
+    JsonNode *pid = json_object_get_member(object, "pid");
+    record->pid = pid && JSON_NODE_HOLDS_VALUE(pid) ? (pid_t)json_node_get_int(pid) : 0;
     return record;
 }
 
@@ -108,19 +121,19 @@ static char *record_path(const char *uuid) {
     return g_build_filename(runtime, name, NULL);
 }
 
+static void set_write_error(const char *path, GError **error) {
+    int code = errno;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to write the snapshot record '%s': %s", path,
+                g_strerror(code));
+}
+
 /* The file gets its name only when it is complete and locked, so that nobody ever sees half a record. */
-int vmsnap_record_write(const VmsnapRecord *record, GError **error) {
-    g_autofree char *path = record_path(record->uuid);
-    g_autofree char *runtime = g_path_get_dirname(path);
-    if (!vmsnap_dirs_make_base(runtime, error))
-        return -1;
+static int record_make(const VmsnapRecord *record, const char *path, GError **error) {
     g_autofree char *unfinished = g_strconcat(path, ".new", NULL);
     int fd = open(unfinished, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && record_store(fd, record) && rename(unfinished, path) == 0)
         return fd;
-
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to write the snapshot record '%s': %s", path,
-                g_strerror(errno));
+    set_write_error(path, error);
     if (fd >= 0) {
         (void)unlink(unfinished);
         (void)close(fd);
@@ -184,6 +197,40 @@ static gboolean matches_living_mount_point(const VmsnapRecord *record, int fd, c
 static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *socket) {
     (void)fd;
     return g_strcmp0(record->socket, socket) == 0;
+}
+
+static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const char *machine_uuid) {
+    return g_strcmp0(record->machine_uuid, machine_uuid) == 0 && record_is_alive_at(fd);
+}
+
+static gboolean machine_is_free(const VmsnapRecord *record, GError **error) {
+    int fd = -1;
+    g_autoptr(VmsnapRecord) other =
+        record->machine_uuid ? record_find(matches_living_machine, record->machine_uuid, &fd) : NULL;
+    if (!other)
+        return TRUE;
+    (void)close(fd);
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to mount domain '%s': it is mounted on '%s' already, or just being mounted or unmounted there "
+                "(process %d); unmount that first, or try again",
+                record->machine, other->mount_point, (int)other->pid);
+    return FALSE;
+}
+
+/* The lock on the directory makes one of looking for others and being there. */
+int vmsnap_record_write(const VmsnapRecord *record, GError **error) {
+    g_autofree char *path = record_path(record->uuid);
+    g_autofree char *runtime = g_path_get_dirname(path);
+    if (!vmsnap_dirs_make_base(runtime, error))
+        return -1;
+    int fd = -1, directory_fd = open(runtime, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory_fd < 0 || flock(directory_fd, LOCK_EX) != 0)
+        set_write_error(path, error);
+    else if (machine_is_free(record, error))
+        fd = record_make(record, path, error);
+    if (directory_fd >= 0)
+        (void)close(directory_fd);
+    return fd;
 }
 
 VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd) {

@@ -35,7 +35,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapRecord, vmsnap_record_free)
  * vmsnap_record_write:
  * @record: with at least its uuid
  *
- * Makes the record's file and locks it. Returns: its descriptor, which holds the lock and belongs to the caller; or -1.
+ * Makes the record's file and locks it. Fails if there is a living record of the same machine: of those who begin at
+ * the same time, one comes further, and the others need not wait for libvirt to refuse them.
+ * Returns: its descriptor, which holds the lock and belongs to the caller; or -1.
  */
 int vmsnap_record_write(const VmsnapRecord *record, GError **error);
 
