@@ -25,7 +25,7 @@ struct VmsnapExtentWindow {
     uint64_t index;
     uint64_t length;
     uint64_t position;       /* filled in up to here */
-    uint64_t min_zero_bytes; /* the next bound for zero runs, should there be too many changes */
+    uint64_t min_zero_bytes; /* the bound for zero runs, should there be too many changes */
     uint32_t max_changes;
     VmsnapExtentKind first_kind;
     GArray *changes; /* of uint32_t, as in Window */
@@ -113,6 +113,18 @@ static void window_drop_short_zeroes(VmsnapExtentWindow *window) {
     g_array_set_size(window->changes, write);
 }
 
+/*
+ * Takes no more zero runs for data than it has to, shortest first; but makes room for many changes at once, so that the
+ * next one does not lead here again.
+ */
+static void window_make_room(VmsnapExtentWindow *window) {
+    window_drop_short_zeroes(window);
+    while (window->changes->len > window->max_changes / 4 * 3) {
+        window->min_zero_bytes *= 2;
+        window_drop_short_zeroes(window);
+    }
+}
+
 void vmsnap_extent_window_append(VmsnapExtentWindow *window, VmsnapExtentKind kind, uint64_t length_bytes) {
     length_bytes = MIN(length_bytes, vmsnap_extent_window_get_missing(window));
     if (length_bytes == 0)
@@ -124,8 +136,8 @@ void vmsnap_extent_window_append(VmsnapExtentWindow *window, VmsnapExtentKind ki
         g_array_append_val(window->changes, change);
     }
     window->position += length_bytes;
-    for (; window->changes->len > window->max_changes; window->min_zero_bytes *= 2)
-        window_drop_short_zeroes(window);
+    if (window->changes->len > window->max_changes)
+        window_make_room(window);
 }
 
 uint64_t vmsnap_extent_window_get_missing(const VmsnapExtentWindow *window) {

@@ -49,6 +49,8 @@ static void op_init(void *user_data, struct fuse_conn_info *connection) {
     connection->congestion_threshold = MAX_BACKGROUND_REQUESTS;
     connection->max_readahead = PREFERRED_READ_BYTES;
     connection->want |= connection->capable & FUSE_CAP_PARALLEL_DIROPS;
+    /* Content never changes. Otherwise the kernel asks for attributes before each read, and those may have to wait. */
+    connection->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
 }
 
 static void fill_file_size(const VmsnapNode *node, struct stat *ret_attributes) {

@@ -8,8 +8,11 @@
  */
 #include "scan.h"
 
-/* Questions in the background: enough to hide the way to the server and back. */
-#define BACKGROUND_QUESTIONS 2
+/*
+ * Questions in the background. QEMU answers them on the thread that also serves the guest, and gets its breath only on
+ * our way back with the next one: with two under way, a badly fragmented image starves the guest.
+ */
+#define BACKGROUND_QUESTIONS 1
 
 typedef struct {
     VmsnapScanFunc func;
@@ -119,6 +122,15 @@ static void waiters_call(const GArray *waiters) {
     }
 }
 
+/* An answer has come that does not end its question. */
+static void scan_call_due(VmsnapScan *scan) {
+    g_autoptr(GArray) due = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    g_mutex_lock(&scan->lock);
+    scan_take_due_locked(scan, due);
+    g_mutex_unlock(&scan->lock);
+    waiters_call(due);
+}
+
 /*
  * After an error the background goes no further: the snapshot is lost or the server does not answer such questions,
  * and a chain of failures that are reported before the call returns would only nest.
@@ -150,10 +162,12 @@ static void question_answered(int error, const VmsnapExtent *extents, size_t n_e
     if (failed)
         vmsnap_extent_window_append(question->window, VMSNAP_EXTENT_DATA, VMSNAP_EXTENT_MAP_WINDOW_BYTES);
 
-    if (vmsnap_extent_window_get_missing(question->window) > 0)
-        question_ask(question);
-    else
+    if (vmsnap_extent_window_get_missing(question->window) == 0) {
         question_finish(question, failed);
+        return;
+    }
+    scan_call_due(question->scan);
+    question_ask(question);
 }
 
 static void question_ask(Question *question) {

@@ -3,12 +3,14 @@
 #include "read.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 typedef struct {
     const VmsnapLayout *layout;
     uint64_t position;
     gboolean to_hole;
+    _Atomic int arrivals; /* at the end of a question: the walk that asked, and the answer */
     VmsnapSeekFunc done;
     gpointer user_data;
 } Seek;
@@ -18,14 +20,32 @@ static void seek_end(Seek *seek, int error) {
     g_free(seek);
 }
 
-static void seek_walk(gpointer user_data) {
-    Seek *seek = user_data;
+static void seek_walk(Seek *seek);
+
+/* Whoever comes second goes on, and whoever comes first must not look back: the seek may have ended since. */
+static gboolean seek_arrive(Seek *seek) {
+    return atomic_fetch_add(&seek->arrivals, 1) == 1;
+}
+
+static void seek_resolved(gpointer user_data) {
+    if (seek_arrive(user_data))
+        seek_walk(user_data);
+}
+
+/*
+ * An answer may come before the question returns, for thousands of windows on end where a disk is lost: then this loop
+ * goes on, and not the answer, so that they do not nest.
+ */
+static void seek_walk(Seek *seek) {
     while (seek->position < seek->layout->size_bytes) {
         VmsnapSegment segment;
         vmsnap_layout_get_segment(seek->layout, seek->position, &segment);
         if (segment.kind == VMSNAP_SEGMENT_UNKNOWN) {
-            vmsnap_scan_resolve(segment.disk->scan, segment.disk_offset, seek_walk, seek);
-            return;
+            atomic_store(&seek->arrivals, 0);
+            vmsnap_scan_resolve(segment.disk->scan, segment.disk_offset, seek_resolved, seek);
+            if (!seek_arrive(seek))
+                return;
+            continue;
         }
         if ((segment.kind == VMSNAP_SEGMENT_ZERO) == seek->to_hole) {
             seek_end(seek, 0);

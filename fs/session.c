@@ -17,9 +17,13 @@
 #include "vmsnap/error.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* Operations never wait, so a few threads keep up with all readers. */
 #define MAX_LOOP_THREADS 4
@@ -71,6 +75,33 @@ static struct fuse_session *fuse_session_make(VmsnapSession *session, const Vmsn
     return fuse;
 }
 
+/* Takes stderr away from what writes to it. Returns: what gives it back, or -1 if it could not be taken. */
+static int stderr_redirect(int file_fd) {
+    int stderr_fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    if (stderr_fd >= 0 && dup2(file_fd, STDERR_FILENO) >= 0)
+        return stderr_fd;
+    if (stderr_fd >= 0)
+        (void)close(stderr_fd);
+    return -1;
+}
+
+/* For an ordinary user fusermount3 mounts, and says on stderr why it does not: here an error is said by the caller. */
+static int fuse_session_mount_quietly(struct fuse_session *fuse, const char *mount_point) {
+    int file_fd = memfd_create("fusermount3", MFD_CLOEXEC);
+    int stderr_fd = file_fd >= 0 ? stderr_redirect(file_fd) : -1;
+    int result = fuse_session_mount(fuse, mount_point);
+    if (stderr_fd >= 0) {
+        (void)dup2(stderr_fd, STDERR_FILENO);
+        (void)close(stderr_fd);
+        char said[sizeof last_fuse_message] = "";
+        if (pread(file_fd, said, sizeof said - 1, 0) > 0)
+            (void)g_strlcpy(last_fuse_message, g_strchomp(said), sizeof last_fuse_message);
+    }
+    if (file_fd >= 0)
+        (void)close(file_fd);
+    return result;
+}
+
 VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
                                     GError **error) {
     g_autoptr(VmsnapSession) session = g_new0(VmsnapSession, 1);
@@ -84,13 +115,22 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
                     fuse_message_or("libfuse gives no reason"));
         return NULL;
     }
-    if (fuse_session_mount(session->fuse, mount_point) != 0) {
+    if (fuse_session_mount_quietly(session->fuse, mount_point) != 0) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount on '%s': %s", mount_point,
                     fuse_message_or("libfuse gives no reason"));
         fuse_session_destroy(g_steal_pointer(&session->fuse));
         return NULL;
     }
     return g_steal_pointer(&session);
+}
+
+static void ending_signals_set_mask(int how) {
+    sigset_t signals;
+    (void)sigemptyset(&signals);
+    (void)sigaddset(&signals, SIGINT);
+    (void)sigaddset(&signals, SIGTERM);
+    (void)sigaddset(&signals, SIGHUP);
+    (void)pthread_sigmask(how, &signals, NULL);
 }
 
 int vmsnap_session_run(VmsnapSession *session) {
@@ -100,7 +140,10 @@ int vmsnap_session_run(VmsnapSession *session) {
     fuse_loop_cfg_set_max_threads(config, MAX_LOOP_THREADS);
     fuse_loop_cfg_set_idle_threads(config, MAX_LOOP_THREADS);
     vmsnap_view_start(session->ops.view);
+    /* Only while there is a handler: otherwise they would kill the process, and nobody would end the snapshot. */
+    ending_signals_set_mask(SIG_UNBLOCK);
     int result = fuse_session_loop_mt(session->fuse, config);
+    ending_signals_set_mask(SIG_BLOCK);
     fuse_loop_cfg_destroy(config);
     fuse_remove_signal_handlers(session->fuse);
     fuse_session_unmount(session->fuse);

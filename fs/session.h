@@ -33,8 +33,9 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
  * vmsnap_session_run:
  *
  * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes, then makes sure that nothing is mounted.
- * The calling thread must be the only one that does not block these signals. Requests in flight are still to be
- * answered: end the snapshot before vmsnap_session_free().
+ * All threads must block these signals; this one lets them through while it can handle them, so that one which comes
+ * before ends the session at once, and one which comes after does nothing. Requests in flight are still to be answered:
+ * end the snapshot before vmsnap_session_free().
  *
  * Returns: 0 after an unmount, the number of the signal, or -errno.
  */

@@ -127,5 +127,7 @@ char *vmsnap_status_build_text(const VmsnapView *view) {
         g_string_append_printf(text, "status   active, %" G_GUINT64_FORMAT " %% done\n", percent);
     for (guint i = 0; i < view->disks->len; i++)
         append_disk_line(text, g_ptr_array_index(view->disks, i));
+    /* GLib puts a no-break space before its units, which a terminal may not have and nobody searches for. */
+    (void)g_string_replace(text, "\u00a0", " ", 0);
     return g_string_free(text, FALSE);
 }

@@ -20,9 +20,13 @@ static void node_free(gpointer data) {
     g_free(node);
 }
 
-/* 63 bits of a hash: some tools take inode numbers for signed. 0 and 1 are not for us: "none" and FUSE's root. */
-static uint64_t inode_derive(const char *identity, const char *directory, const char *name) {
-    g_autofree char *path = g_strjoin("/", identity, directory, name, NULL);
+/*
+ * 63 bits of a hash: some tools take inode numbers for signed. 0 and 1 are not for us: "none" and FUSE's root. The
+ * parent's number stands for the whole path to it.
+ */
+static uint64_t inode_derive(const char *identity, const VmsnapNode *parent, const char *name) {
+    uint64_t parent_inode = parent ? parent->inode : 0;
+    g_autofree char *path = g_strdup_printf("%s/%" G_GUINT64_FORMAT "/%s", identity, parent_inode, name);
     g_autofree char *digest = g_compute_checksum_for_string(G_CHECKSUM_SHA256, path, -1);
     digest[16] = '\0';
     uint64_t inode = g_ascii_strtoull(digest, NULL, 16) >> 1;
@@ -31,7 +35,7 @@ static uint64_t inode_derive(const char *identity, const char *directory, const 
 
 static VmsnapNode *tree_add(VmsnapTree *tree, VmsnapNode *parent, const char *name) {
     VmsnapNode *node = g_new0(VmsnapNode, 1);
-    node->inode = inode_derive(tree->identity, parent ? parent->name : "", name);
+    node->inode = inode_derive(tree->identity, parent, name);
     node->parent = parent ? parent : node;
     node->name = g_strdup(name);
     g_ptr_array_add(tree->nodes, node);
