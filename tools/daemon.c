@@ -6,7 +6,7 @@
  * code.
  *
  * The ending signals are blocked from the beginning, so that one that comes early waits until there is something whole
- * to end. The threads made meanwhile inherit that; only this one lets them through, in libfuse's loop.
+ * to end. The threads made meanwhile inherit that; only this one lets them through, in the session's loop.
  */
 #include "daemon.h"
 
@@ -93,34 +93,60 @@ static gboolean starter_tell(Starter *starter, int exit_code) {
     return told;
 }
 
+static void detach(void) {
+    vmsnap_report_to_syslog();
+    (void)setsid();
+    if (chdir("/") != 0)
+        g_warning("failed to change to '/': %s", g_strerror(errno));
+    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = STDIN_FILENO; null_fd >= 0 && fd <= STDERR_FILENO; fd++)
+        (void)dup2(null_fd, fd);
+    if (null_fd > STDERR_FILENO)
+        (void)close(null_fd);
+}
+
+/* Whoever reads what the starter says waits until nobody can say more: so this lets go of it before it tells. */
+static void starter_leave(Starter *starter, int exit_code) {
+    if (starter->ready_fd >= 0)
+        detach();
+    (void)starter_tell(starter, exit_code);
+}
+
 static void snapshot_end_quietly(VmsnapSnapshot *snapshot) {
     g_autoptr(GError) error = NULL;
     if (!vmsnap_snapshot_end(snapshot, TRUE, &error))
-        (void)vmsnap_report_error(error);
+        g_warning("%s", error->message);
     vmsnap_snapshot_free(snapshot);
+}
+
+static int report_timeout(const VmsnapBeginOptions *options) {
+    g_autoptr(GError) error =
+        g_error_new(VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to mount '%s': no answer within %u s; see whether libvirt is well, or raise -o timeout=",
+                    options->source, options->timeout_ms / 1000);
+    return vmsnap_report_error(error);
 }
 
 /*
  * libvirt's calls cannot be cancelled. When time is up the caller is told, and this process stays until the call
  * returns, so that a job which begins after all is ended again.
+ * Returns: the snapshot, or NULL after the error was reported.
  */
-static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter *starter, GError **error) {
+static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter *starter, int *ret_exit_code) {
     Begin begin = {.options = *options};
     g_mutex_init(&begin.lock);
     g_cond_init(&begin.changed);
     GThread *thread = g_thread_new("vmsnap-begin", begin_thread, &begin);
     gboolean in_time = begin_wait(&begin);
     if (!in_time) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to mount '%s': no answer within %u s; see whether libvirt is well, or raise -o timeout=",
-                    options->source, options->timeout_ms / 1000);
-        (void)starter_tell(starter, vmsnap_report_error(*error));
+        *ret_exit_code = report_timeout(options);
+        starter_leave(starter, *ret_exit_code);
     }
     (void)g_thread_join(thread);
     if (!in_time && begin.snapshot)
         snapshot_end_quietly(g_steal_pointer(&begin.snapshot));
     if (in_time && begin.error)
-        g_propagate_error(error, g_steal_pointer(&begin.error));
+        *ret_exit_code = vmsnap_report_error(begin.error);
     g_clear_error(&begin.error);
     g_cond_clear(&begin.changed);
     g_mutex_clear(&begin.lock);
@@ -158,18 +184,6 @@ static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *optio
     return vmsnap_session_mount(view, &session_options, mount_point, error);
 }
 
-static void detach(void) {
-    vmsnap_report_to_syslog();
-    (void)setsid();
-    if (chdir("/") != 0)
-        g_warning("failed to change to '/': %s", g_strerror(errno));
-    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int fd = STDIN_FILENO; null_fd >= 0 && fd <= STDERR_FILENO; fd++)
-        (void)dup2(null_fd, fd);
-    if (null_fd > STDERR_FILENO)
-        (void)close(null_fd);
-}
-
 static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point) {
     (void)fprintf(stderr, "%s: domain '%s' is mounted on '%s' as snapshot %s\n", g_get_prgname(), snapshot->machine,
                   mount_point, snapshot->uuid);
@@ -186,21 +200,20 @@ static gboolean serve(VmsnapSession *session, Starter *starter) {
         detach();
     if (!starter_tell(starter, 0))
         return TRUE;
-    ending_signals_block(SIG_UNBLOCK);
     int result = vmsnap_session_run(session);
-    ending_signals_block(SIG_BLOCK);
     if (result < 0)
         g_warning("failed to serve the mount: %s", g_strerror(-result));
     return result != 0;
 }
 
 static int daemon_life(const VmsnapOptions *options, const char *mount_point, Starter *starter) {
-    g_autoptr(GError) error = NULL;
+    int exit_code = VMSNAP_EXIT_FAILED;
     VmsnapBeginOptions begin = begin_options(options, mount_point);
-    g_autoptr(VmsnapSnapshot) snapshot = begin_in_time(&begin, starter, &error);
+    g_autoptr(VmsnapSnapshot) snapshot = begin_in_time(&begin, starter, &exit_code);
     if (!snapshot)
-        return vmsnap_report_error(error);
+        return exit_code;
 
+    g_autoptr(GError) error = NULL;
     /* The view and the session look at the snapshot, and are freed after it has ended. */
     g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot);
     g_autoptr(VmsnapSession) session = session_mount(view, options, mount_point, &error);
@@ -233,18 +246,14 @@ int vmsnap_daemon_run(const VmsnapOptions *options, const char *mount_point) {
     return daemon_main(options, mount_point, -1);
 }
 
-static volatile sig_atomic_t daemon_pid;
+static volatile sig_atomic_t daemon_pid, interrupted;
 
 static void signal_forward(int number) {
+    interrupted = TRUE;
     (void)kill((pid_t)daemon_pid, number);
 }
 
-/* Whoever interrupts the wait means the mount: the daemon undoes it and tells. */
-static int daemon_wait_ready(pid_t pid, int ready_fd) {
-    daemon_pid = pid;
-    for (size_t i = 0; i < G_N_ELEMENTS(ending_signals); i++)
-        (void)signal(ending_signals[i], signal_forward);
-    ending_signals_block(SIG_UNBLOCK);
+static int daemon_read_exit_code(pid_t pid, int ready_fd) {
     uint8_t exit_code;
     ssize_t length;
     do {
@@ -256,13 +265,38 @@ static int daemon_wait_ready(pid_t pid, int ready_fd) {
     return VMSNAP_EXIT_SYSTEM;
 }
 
+/*
+ * Whoever interrupts the wait means the mount: the daemon undoes it and tells. If it had told that all is well just
+ * before, it ends the mount nevertheless, and this process must not say that there is one.
+ */
+static int daemon_wait_ready(pid_t pid, int ready_fd) {
+    daemon_pid = pid;
+    for (size_t i = 0; i < G_N_ELEMENTS(ending_signals); i++)
+        (void)signal(ending_signals[i], signal_forward);
+    ending_signals_block(SIG_UNBLOCK);
+    int exit_code = daemon_read_exit_code(pid, ready_fd);
+    ending_signals_block(SIG_BLOCK);
+    if (exit_code != 0 || !interrupted)
+        return exit_code;
+    (void)waitpid(pid, NULL, 0);
+    (void)fprintf(stderr, "%s: failed to mount: interrupted by a signal\n", g_get_prgname());
+    return VMSNAP_EXIT_FAILED;
+}
+
+/* What the caller has open, and maybe locked, must not stay so for as long as the mount lasts. */
+static void inherited_files_close(int except_fd) {
+    if (except_fd > STDERR_FILENO + 1)
+        (void)close_range(STDERR_FILENO + 1, (unsigned)except_fd - 1, 0);
+    (void)close_range((unsigned)except_fd + 1, ~0U, 0);
+}
+
 int vmsnap_daemon_start(const VmsnapOptions *options, const char *mount_point) {
     g_autoptr(GError) error = NULL;
     int fds[2];
     ending_signals_block(SIG_BLOCK);
     pid_t pid = pipe2(fds, O_CLOEXEC) == 0 ? fork() : -1;
     if (pid == 0) {
-        (void)close(fds[0]);
+        inherited_files_close(fds[1]);
         exit(daemon_main(options, mount_point, fds[1]));
     }
     if (pid > 0) {

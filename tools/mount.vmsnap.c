@@ -6,11 +6,24 @@
 #include "mount_point.h"
 #include "report.h"
 
+#include <fcntl.h>
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
+
+/* A caller may have closed them; what is opened next, a socket even, must not take their place. */
+static void standard_streams_open(void) {
+    int fd;
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        (void)close(fd);
+}
 
 int main(int argc, char **argv) {
+    standard_streams_open();
     (void)setlocale(LC_ALL, "");
     g_set_prgname("mount.vmsnap");
     vmsnap_report_to_stderr();

@@ -175,8 +175,10 @@ static gboolean parse_own(VmsnapOptions *options, const char *name, const char *
 
 static gboolean parse_option(VmsnapOptions *options, const char *name, const char *value, GError **error) {
     gboolean found;
-    if (!parse_own(options, name, value, &found, error) || found)
-        return found;
+    if (!parse_own(options, name, value, &found, error))
+        return FALSE;
+    if (found)
+        return TRUE;
     if (g_strv_contains(forwarded_options, name))
         g_string_append_printf(options->mount_options, "%s%s%s%s", options->mount_options->len ? "," : "", name,
                                value ? "=" : "", value ? value : "");
@@ -203,7 +205,14 @@ static gboolean parse_option_string(VmsnapOptions *options, const char *string, 
         if (own_name[0] && !parse_option(options, own_name, own_value, error))
             return FALSE;
     }
-    return result == 1 || usage_error(error, "failed to read the options '%s': a quote is not closed", string);
+    /* libmount takes what begins in an open quote for the end of the string. */
+    gboolean whole = result == 1 && !strchr(rest, '"');
+    return whole || usage_error(error, "failed to read the options '%s': a quote is not closed", string);
+}
+
+/* mount(8) makes a path of a source that is also a file in the current directory. No domain has a '/' in its name. */
+static char *source_from_operand(const char *operand) {
+    return operand[0] == '/' ? g_path_get_basename(operand) : g_strdup(operand);
 }
 
 static gboolean parse_operands(VmsnapOptions *options, char **operands, GError **error) {
@@ -212,7 +221,7 @@ static gboolean parse_operands(VmsnapOptions *options, char **operands, GError *
         return usage_error(error, "usage: mount.vmsnap SOURCE MOUNTPOINT [-o OPTION,...]; see mount.vmsnap --help");
     if (!operands[0][0])
         return usage_error(error, "failed to mount '': the source has no name");
-    options->source = g_strdup(operands[0]);
+    options->source = source_from_operand(operands[0]);
     options->mount_point = g_strdup(operands[1]);
     return TRUE;
 }
@@ -258,8 +267,9 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
     g_auto(GStrv) option_strings = NULL, operands = NULL;
     g_autofree char *ignored_type = NULL, *ignored_namespace = NULL;
     gboolean ignored = FALSE;
+    /* A "filename" is what keeps its bytes: others must be text in the locale's charset, and at boot there is none. */
     const GOptionEntry entries[] = {
-        {"options", 'o', 0, G_OPTION_ARG_STRING_ARRAY, &option_strings, "Mount options", "OPTION,..."},
+        {"options", 'o', 0, G_OPTION_ARG_FILENAME_ARRAY, &option_strings, "Mount options", "OPTION,..."},
         {"foreground", 0, 0, G_OPTION_ARG_NONE, &options->foreground, "Stay attached and log to stderr", NULL},
         {"fake", 'f', 0, G_OPTION_ARG_NONE, &options->fake, "Check everything but mount nothing", NULL},
         {"sloppy", 's', 0, G_OPTION_ARG_NONE, &options->sloppy, "Tolerate unknown mount options", NULL},
@@ -269,7 +279,7 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
         {"rw", 'w', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &ignored, NULL, NULL},
         {"no-mtab", 'n', 0, G_OPTION_ARG_NONE, &ignored, "Accepted: there is no mtab", NULL},
         {"types", 't', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_STRING, &ignored_type, NULL, NULL},
-        {"namespace", 'N', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_STRING, &ignored_namespace, NULL, NULL},
+        {"namespace", 'N', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &ignored_namespace, NULL, NULL},
         {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &operands, NULL, NULL},
         {NULL},
     };

@@ -7,8 +7,14 @@
 #include <stdio.h>
 #include <syslog.h>
 
+/* What libvirt, QEMU or a name has in it may be more than a line, or end in one. */
+static void line_write(const char *message) {
+    g_autofree char *line = g_strstrip(g_strdelimit(g_strdup(message), "\r\n", ' '));
+    (void)fprintf(stderr, "%s: %s\n", g_get_prgname(), line);
+}
+
 int vmsnap_report_error(const GError *error) {
-    (void)fprintf(stderr, "%s: %s\n", g_get_prgname(), error->message);
+    line_write(error->message);
     if (error->domain != VMSNAP_ERROR || error->code == VMSNAP_ERROR_SYSTEM)
         return VMSNAP_EXIT_SYSTEM;
     return error->code == VMSNAP_ERROR_USAGE ? VMSNAP_EXIT_USAGE : VMSNAP_EXIT_FAILED;
@@ -18,7 +24,7 @@ static void stderr_write(const char *domain, GLogLevelFlags level, const char *m
     (void)domain;
     (void)level;
     (void)user_data;
-    (void)fprintf(stderr, "%s: %s\n", g_get_prgname(), message);
+    line_write(message);
 }
 
 static void syslog_write(const char *domain, GLogLevelFlags level, const char *message, gpointer user_data) {
