@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A private directory belongs to the user that QEMU runs as, and mode 0700 is all that keeps other users away from the
- * NBD socket in it: libvirt makes the socket itself accessible to everybody. Since QEMU's user may do there as it
- * likes, nothing in it is ever followed or trusted.
+ * QEMU makes the NBD socket, so its directory belongs to QEMU's user, and mode 0700 is all that keeps others away:
+ * libvirt makes the socket itself accessible to everybody. Since QEMU's user may do there as it likes, nothing in it is
+ * followed or trusted.
+ *
+ * Scratch files are made by libvirtd, as root and following links, so there QEMU's user may only pass through: in a
+ * directory of its own it could have root write anywhere.
  */
 #include "dirs.h"
 
@@ -17,6 +20,7 @@
 
 #define BASE_MODE 0711
 #define PRIVATE_MODE 0700
+#define PASSAGE_MODE 0710
 
 char *vmsnap_dirs_get_runtime(void) {
     return geteuid() == 0 ? g_strdup("/run/vmsnap") : g_build_filename(g_get_user_runtime_dir(), "vmsnap", NULL);
@@ -32,25 +36,49 @@ static gboolean set_errno_error(GError **error, const char *verb, const char *pa
     return FALSE;
 }
 
+/* One that is there already may have been made by somebody who wants to watch, or to wait for us. */
+static gboolean base_check(const char *path, GError **error) {
+    struct stat status;
+    if (lstat(path, &status) != 0)
+        return set_errno_error(error, "use the directory", path);
+    gboolean too_open = (status.st_mode & 0777 & ~BASE_MODE) != 0;
+    if (S_ISDIR(status.st_mode) && status.st_uid == geteuid())
+        return !too_open || chmod(path, BASE_MODE) == 0 || set_errno_error(error, "set the mode of", path);
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use the directory '%s': it is no directory, or belongs to another user; remove it", path);
+    return FALSE;
+}
+
 gboolean vmsnap_dirs_make_base(const char *path, GError **error) {
     g_autofree char *parent = g_path_get_dirname(path);
     if (g_mkdir_with_parents(parent, 0755) != 0)
         return set_errno_error(error, "make the directory", parent);
-    if (mkdir(path, BASE_MODE) == 0)
-        return chmod(path, BASE_MODE) == 0 || set_errno_error(error, "set the mode of", path);
-    gboolean exists = errno == EEXIST && g_file_test(path, G_FILE_TEST_IS_DIR);
-    return exists || set_errno_error(error, "make the directory", path);
+    if (mkdir(path, BASE_MODE) != 0 && errno != EEXIST)
+        return set_errno_error(error, "make the directory", path);
+    return base_check(path, error);
+}
+
+static gboolean directory_make(const char *path, mode_t mode, uid_t uid, gid_t gid, GError **error) {
+    if (mkdir(path, PRIVATE_MODE) != 0)
+        return set_errno_error(error, "make the directory", path);
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    gboolean is_ours = uid == geteuid() && gid == getegid();
+    gboolean made = fd >= 0 && fchmod(fd, mode) == 0 && (is_ours || fchown(fd, uid, gid) == 0);
+    if (!made) {
+        set_errno_error(error, "give to QEMU's user the directory", path);
+        (void)rmdir(path);
+    }
+    if (fd >= 0)
+        (void)close(fd);
+    return made;
 }
 
 gboolean vmsnap_dirs_make_private(const char *path, uid_t uid, gid_t gid, GError **error) {
-    if (mkdir(path, PRIVATE_MODE) != 0)
-        return set_errno_error(error, "make the directory", path);
-    gboolean is_ours = uid == geteuid();
-    if (is_ours || lchown(path, uid, gid) == 0)
-        return TRUE;
-    set_errno_error(error, "give the directory to QEMU's user:", path);
-    (void)rmdir(path);
-    return FALSE;
+    return directory_make(path, PRIVATE_MODE, uid, gid, error);
+}
+
+gboolean vmsnap_dirs_make_passage(const char *path, gid_t gid, GError **error) {
+    return directory_make(path, PASSAGE_MODE, geteuid(), gid, error);
 }
 
 static void remove_entries(DIR *directory) {

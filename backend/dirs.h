@@ -21,9 +21,16 @@ gboolean vmsnap_dirs_make_base(const char *path, GError **error);
 /**
  * vmsnap_dirs_make_private:
  *
- * Makes the directory @path, which must not exist, for @uid and @gid alone.
+ * Makes the directory @path, which must not exist, for @uid and @gid alone, who may make files in it.
  */
 gboolean vmsnap_dirs_make_private(const char *path, uid_t uid, gid_t gid, GError **error);
+
+/**
+ * vmsnap_dirs_make_passage:
+ *
+ * Makes the directory @path, which must not exist, for this user; @gid may pass through to files, but not make any.
+ */
+gboolean vmsnap_dirs_make_passage(const char *path, gid_t gid, GError **error);
 
 /**
  * vmsnap_dirs_remove_private:

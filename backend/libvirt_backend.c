@@ -10,8 +10,8 @@
  *   open       and connections, I/O threads, configuration files: only this state is seen by others
  *   ended      nothing; the record, without its name, tells the outcome to those who have it open
  *
- * A begin that fails goes back through the same release as an end. What it undoes follows from what exists: a
- * NULL field or an unset flag is a step that was never taken.
+ * A begin that fails goes back through the same release as an end. A NULL field or an unset flag is a step that was
+ * never tried; what was tried is undone even if it failed, since libvirt may fail to tell that it has begun.
  */
 #include "libvirt_backend.h"
 
@@ -46,9 +46,9 @@ typedef struct {
     virDomainPtr domain;
     VmsnapDomain *facts;
     VmsnapIoThreads *threads;
-    VmsnapRecord *record; /* its directories are set once they exist */
+    VmsnapRecord *record;
     int record_fd;        /* -1 while there is no record */
-    gboolean job_begun;
+    gboolean job_may_run; /* from just before begin on, since an error does not tell that nothing began */
     unsigned timeout_ms;
 } LibvirtSnapshot;
 
@@ -77,6 +77,7 @@ static LibvirtSnapshot *snapshot_new(const VmsnapBeginOptions *options) {
     snapshot->record->uuid = g_strdup(snapshot->base.uuid);
     snapshot->record->mount_point = g_strdup(options->mount_point);
     snapshot->record->pid = getpid();
+    snapshot->record->timeout_ms = (int)options->timeout_ms;
     return snapshot;
 }
 
@@ -131,10 +132,10 @@ static gboolean scratch_check(const char *directory, GError **error) {
     uint64_t left_bytes = (uint64_t)filesystem.f_bavail * filesystem.f_frsize;
     if (left_bytes >= MIN_SCRATCH_BYTES)
         return TRUE;
-    g_autofree char *left = g_format_size_full(left_bytes, G_FORMAT_SIZE_IEC_UNITS);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use scratch directory '%s': its filesystem is full, with %s left; free some space or %s",
-                directory, left, remedy);
+                "failed to use scratch directory '%s': its filesystem is full, with %" G_GUINT64_FORMAT
+                " MiB left; free some space or %s",
+                directory, left_bytes >> 20, remedy);
     return FALSE;
 }
 
@@ -157,6 +158,14 @@ static gboolean socket_check(const char *socket, GError **error) {
     return FALSE;
 }
 
+static uid_t qemu_uid(const LibvirtSnapshot *snapshot) {
+    return snapshot->facts->has_owner ? snapshot->facts->uid : geteuid();
+}
+
+static gid_t qemu_gid(const LibvirtSnapshot *snapshot) {
+    return snapshot->facts->has_owner ? snapshot->facts->gid : getegid();
+}
+
 /* Makes the record and the private directories. The record goes first: it tells whose the directories are. */
 static gboolean snapshot_prepare(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
     VmsnapRecord *record = snapshot->record;
@@ -174,10 +183,9 @@ static gboolean snapshot_prepare(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
         return FALSE;
 
     snapshot->record_fd = vmsnap_record_write(record, error);
-    uid_t uid = snapshot->facts->has_owner ? snapshot->facts->uid : geteuid();
-    gid_t gid = snapshot->facts->has_owner ? snapshot->facts->gid : getegid();
-    return snapshot->record_fd >= 0 && vmsnap_dirs_make_private(record->runtime_dir, uid, gid, error) &&
-           vmsnap_dirs_make_private(record->scratch_dir, uid, gid, error);
+    return snapshot->record_fd >= 0 &&
+           vmsnap_dirs_make_private(record->runtime_dir, qemu_uid(snapshot), qemu_gid(snapshot), error) &&
+           vmsnap_dirs_make_passage(record->scratch_dir, qemu_gid(snapshot), error);
 }
 
 /* libvirt's message names a file or a disk; what the user can change is the scratch directory or the choice of disks.
@@ -196,7 +204,7 @@ static void begin_error_add_remedy(const LibvirtSnapshot *snapshot, const GPtrAr
     }
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(selected, i);
-        g_autofree char *quoted = g_strdup_printf("'%s'", disk->target);
+        g_autofree char *quoted = g_strdup_printf("disk '%s'", disk->target);
         if (!strstr((*error)->message, quoted))
             continue;
         g_autofree char *message =
@@ -216,10 +224,11 @@ static gboolean snapshot_begin_job(LibvirtSnapshot *snapshot, const GPtrArray *s
     struct timespec now = {0};
     (void)clock_gettime(CLOCK_REALTIME, &now);
     base->instant_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-    snapshot->job_begun = vmsnap_libvirt_begin_job(snapshot->domain, xml, error);
-    if (!snapshot->job_begun)
-        begin_error_add_remedy(snapshot, selected, error);
-    return snapshot->job_begun;
+    snapshot->job_may_run = TRUE;
+    if (vmsnap_libvirt_begin_job(snapshot->domain, xml, error))
+        return TRUE;
+    begin_error_add_remedy(snapshot, selected, error);
+    return FALSE;
 }
 
 static void connection_lost(const char *reason, gpointer user_data) {
@@ -241,10 +250,12 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
         disk->base.scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, source->target);
         g_ptr_array_add(snapshot->base.disks, disk);
         disk->pool = vmsnap_nbd_pool_new(snapshot->threads, snapshot->record->socket, source->target,
-                                         options->connections, connection_lost, snapshot, error);
+                                         options->connections, options->timeout_ms, connection_lost, snapshot, error);
         if (!disk->pool)
             return FALSE;
         disk->base.size_bytes = vmsnap_nbd_pool_get_size(disk->pool);
+        if (!vmsnap_libvirt_check_size(snapshot->domain, source->target, disk->base.size_bytes, error))
+            return FALSE;
     }
     return TRUE;
 }
@@ -254,7 +265,8 @@ static void snapshot_add_domain_files(LibvirtSnapshot *snapshot) {
     for (guint i = 0; i < snapshot->facts->files->len; i++) {
         const VmsnapDomainFile *file = g_ptr_array_index(snapshot->facts->files, i);
         g_autoptr(GError) error = NULL;
-        GBytes *content = vmsnap_config_file_load(file->path, snapshot->record->scratch_dir, &error);
+        GBytes *content = vmsnap_config_file_load(file->path, qemu_uid(snapshot), qemu_gid(snapshot),
+                                                  snapshot->record->scratch_dir, &error);
         if (content)
             vmsnap_snapshot_add_file(&snapshot->base, file->name, content, FALSE);
         else
@@ -285,11 +297,16 @@ static void snapshot_close_disks(LibvirtSnapshot *snapshot) {
 }
 
 static void record_note_outcome(LibvirtSnapshot *snapshot, gboolean aborted, const GError *error) {
-    g_autofree char *break_reason = vmsnap_snapshot_dup_break_reason(&snapshot->base);
-    gboolean broken = break_reason || error;
-    const char *unbroken = aborted ? "aborted" : "complete";
-    snapshot->record->outcome = g_strdup(broken ? "broken" : unbroken);
-    snapshot->record->reason = g_strdup(break_reason ? break_reason : error ? error->message : NULL);
+    VmsnapRecord *record = snapshot->record;
+    record->reason = vmsnap_snapshot_dup_break_reason(&snapshot->base);
+    if (record->reason) {
+        record->outcome = g_strdup(VMSNAP_OUTCOME_BROKEN);
+    } else if (error) {
+        record->outcome = g_strdup(VMSNAP_OUTCOME_LEFTOVER);
+        record->reason = g_strdup(error->message);
+    } else {
+        record->outcome = g_strdup(aborted ? VMSNAP_OUTCOME_ABORTED : VMSNAP_OUTCOME_COMPLETE);
+    }
 }
 
 /*
@@ -299,7 +316,7 @@ static void record_note_outcome(LibvirtSnapshot *snapshot, gboolean aborted, con
 static gboolean snapshot_release(LibvirtSnapshot *snapshot, gboolean aborted, GError **error) {
     snapshot_close_disks(snapshot);
     g_autoptr(GError) first_error = NULL;
-    gboolean job_ended = !snapshot->job_begun || snapshot_end_job(snapshot, &first_error);
+    gboolean job_ended = !snapshot->job_may_run || snapshot_end_job(snapshot, &first_error);
     if (job_ended && snapshot->record_fd >= 0) {
         vmsnap_dirs_remove_private(snapshot->record->runtime_dir, first_error ? NULL : &first_error);
         vmsnap_dirs_remove_private(snapshot->record->scratch_dir, first_error ? NULL : &first_error);

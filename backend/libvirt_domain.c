@@ -37,7 +37,7 @@ static void set_libvirt_error(GError **error, const char *verb, const char *obje
 static gboolean uri_check_local(const char *text, GError **error) {
     g_autoptr(GUri) uri = text ? g_uri_parse(text, G_URI_FLAGS_NON_DNS, NULL) : NULL;
     const char *host = uri ? g_uri_get_host(uri) : NULL;
-    if (!host || !host[0])
+    if (!host || !host[0] || g_str_equal(host, "localhost"))
         return TRUE;
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to use libvirt at '%s': the machine runs on another host; run mount.vmsnap on '%s'", text,
@@ -125,16 +125,40 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
     }
     if (!socket && !job_runs(domain))
         return TRUE;
-    g_autoptr(VmsnapRecord) record = socket ? vmsnap_record_find_by_socket(socket) : NULL;
-    if (record)
+    gboolean alive = FALSE;
+    g_autoptr(VmsnapRecord) record = socket ? vmsnap_record_find_by_socket(socket, &alive) : NULL;
+    if (alive)
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                     "failed to mount domain '%s': it is mounted on '%s' already; unmount that first", name,
                     record->mount_point);
+    else if (record)
+        g_set_error(
+            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+            "failed to mount domain '%s': the backup job of a mount on '%s' was left by a daemon that died; end "
+            "it with 'virsh domjobabort %s'",
+            name, record->mount_point, name);
     else
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                     "failed to mount domain '%s': another job runs on it; wait until it ends (virsh domjobinfo %s) or "
                     "end it (virsh domjobabort %s)",
                     name, name, name);
+    return FALSE;
+}
+
+/* What libvirt knows of the disk's size comes from QEMU's block layer, or from the image. */
+gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint64_t export_bytes, GError **error) {
+    virDomainBlockInfo info = {0};
+    const char *name = virDomainGetName(domain);
+    if (virDomainGetBlockInfo(domain, target, &info, 0) != 0) {
+        set_libvirt_error(error, "learn the disk sizes of domain", name, "");
+        return FALSE;
+    }
+    if (info.capacity == export_bytes)
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use the export of disk '%s' of domain '%s': it has %" G_GUINT64_FORMAT
+                " bytes, and the disk %llu",
+                target, name, export_bytes, info.capacity);
     return FALSE;
 }
 

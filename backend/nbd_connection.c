@@ -12,8 +12,11 @@
 #include "vmsnap/error.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <libnbd.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 typedef struct {
     VmsnapNbdConnection *connection;
@@ -22,7 +25,8 @@ typedef struct {
     uint8_t *aligned_buffer; /* owned; where the server wants blocks and the range is not made of them */
     size_t length;
     uint64_t offset;
-    GArray *extents; /* of VmsnapExtent, owned; NULL in a read */
+    GArray *extents;     /* of VmsnapExtent, owned; NULL in a read */
+    uint64_t told_bytes; /* how far the extents reach */
     VmsnapDoneFunc read_done;
     VmsnapExtentsFunc extents_done;
     gpointer user_data;
@@ -108,8 +112,9 @@ static int extents_received(void *user_data, const char *context, uint64_t offse
     Request *request = user_data;
     if (!g_str_equal(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
         return 0;
-    uint64_t skip = request->offset - MIN(request->offset, offset);
-    uint64_t left = request->length;
+    /* A server may send more than one answer, and only the first may say what a byte is. */
+    uint64_t skip = request->offset + request->told_bytes - MIN(request->offset, offset);
+    uint64_t left = request->length - request->told_bytes;
     for (size_t i = 0; i + 1 < n_entries && left > 0; i += 2) {
         uint64_t skipped = MIN(entries[i], skip);
         gboolean zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
@@ -119,6 +124,7 @@ static int extents_received(void *user_data, const char *context, uint64_t offse
         };
         skip -= skipped;
         left -= extent.length_bytes;
+        request->told_bytes += extent.length_bytes;
         if (extent.length_bytes > 0)
             g_array_append_val(request->extents, extent);
     }
@@ -238,21 +244,47 @@ static gboolean connection_dispatch(GSource *source, GSourceFunc callback, gpoin
 static GSourceFuncs connection_funcs = {.dispatch = connection_dispatch};
 
 static void set_nbd_error(GError **error, const char *socket, const char *export_name) {
+    const char *reason = nbd_get_error();
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to connect to NBD export '%s' on '%s': %s",
-                export_name, socket, nbd_get_error());
+                export_name, socket, reason ? reason : "no answer, or no socket");
 }
 
-static struct nbd_handle *handle_connect(const char *socket, const char *export_name) {
-    struct nbd_handle *nbd = nbd_create();
-    if (!nbd)
-        return NULL;
-    /* What a failed read leaves in the buffer is never handed out, so clearing it first is of no use. */
-    (void)nbd_set_pread_initialize(nbd, false);
-    if (nbd_set_export_name(nbd, export_name) == 0 && nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
-        nbd_connect_unix(nbd, socket) == 0)
-        return nbd;
-    nbd_close(nbd);
-    return NULL;
+/* A symbolic link would lead to the disk of another machine: the directory belongs to QEMU's user. */
+static int socket_open(const char *socket) {
+    struct stat status;
+    int fd = open(socket, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 && fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode))
+        return fd;
+    if (fd >= 0)
+        (void)close(fd);
+    return -1;
+}
+
+/* Connects, within @timeout_ms: a server may accept and then say nothing. */
+static gboolean handle_connect_in_time(struct nbd_handle *nbd, const char *socket, unsigned timeout_ms) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
+    if (nbd_aio_connect_unix(nbd, socket) != 0)
+        return FALSE;
+    while (nbd_aio_is_connecting(nbd)) {
+        gint64 left_ms = (deadline_us - g_get_monotonic_time()) / 1000;
+        if (left_ms <= 0 || nbd_poll(nbd, (int)MIN(left_ms, G_MAXINT)) < 0)
+            return FALSE;
+    }
+    return nbd_aio_is_ready(nbd) == 1;
+}
+
+static struct nbd_handle *handle_connect(const char *socket, const char *export_name, unsigned timeout_ms) {
+    int socket_fd = socket_open(socket);
+    struct nbd_handle *nbd = socket_fd >= 0 ? nbd_create() : NULL;
+    g_autofree char *opened = g_strdup_printf("/proc/self/fd/%d", socket_fd);
+    gboolean connected = nbd && nbd_set_export_name(nbd, export_name) == 0 &&
+                         nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+                         handle_connect_in_time(nbd, opened, timeout_ms);
+    if (socket_fd >= 0)
+        (void)close(socket_fd);
+    if (!connected)
+        g_clear_pointer(&nbd, nbd_close);
+    return nbd;
 }
 
 static gboolean connection_read_properties(VmsnapNbdConnection *connection) {
@@ -265,14 +297,14 @@ static gboolean connection_read_properties(VmsnapNbdConnection *connection) {
     return size_bytes >= 0;
 }
 
-VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, VmsnapNbdLostFunc lost,
-                                               gpointer user_data, GError **error) {
+VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, unsigned timeout_ms,
+                                               VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
     g_autoptr(VmsnapNbdConnection) connection =
         (VmsnapNbdConnection *)g_source_new(&connection_funcs, sizeof(VmsnapNbdConnection));
     g_mutex_init(&connection->lock);
     connection->lost = lost;
     connection->lost_data = user_data;
-    connection->nbd = handle_connect(socket, export_name);
+    connection->nbd = handle_connect(socket, export_name, timeout_ms);
     if (!connection->nbd || !connection_read_properties(connection)) {
         set_nbd_error(error, socket, export_name);
         return NULL;

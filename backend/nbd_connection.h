@@ -19,12 +19,13 @@ typedef void (*VmsnapNbdLostFunc)(const char *reason, gpointer user_data);
  * vmsnap_nbd_connection_new:
  * @socket: path of a unix socket
  * @export_name: what to open there
+ * @timeout_ms: for the server to let us in
  *
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.
  */
-VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, VmsnapNbdLostFunc lost,
-                                               gpointer user_data, GError **error);
+VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, unsigned timeout_ms,
+                                               VmsnapNbdLostFunc lost, gpointer user_data, GError **error);
 
 uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);
 

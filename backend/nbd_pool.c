@@ -9,9 +9,10 @@ struct VmsnapNbdPool {
 };
 
 static gboolean pool_connect(VmsnapNbdPool *pool, const char *socket, const char *export_name, guint max_connections,
-                             VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
+                             unsigned timeout_ms, VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
     do {
-        VmsnapNbdConnection *connection = vmsnap_nbd_connection_new(socket, export_name, lost, user_data, error);
+        VmsnapNbdConnection *connection =
+            vmsnap_nbd_connection_new(socket, export_name, timeout_ms, lost, user_data, error);
         if (!connection)
             return FALSE;
         g_ptr_array_add(pool->connections, connection);
@@ -28,10 +29,11 @@ static gboolean pool_connect(VmsnapNbdPool *pool, const char *socket, const char
 }
 
 VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, const char *socket, const char *export_name,
-                                   guint max_connections, VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
+                                   guint max_connections, unsigned timeout_ms, VmsnapNbdLostFunc lost,
+                                   gpointer user_data, GError **error) {
     g_autoptr(VmsnapNbdPool) pool = g_new0(VmsnapNbdPool, 1);
     pool->connections = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_nbd_connection_free);
-    if (!pool_connect(pool, socket, export_name, max_connections, lost, user_data, error))
+    if (!pool_connect(pool, socket, export_name, max_connections, timeout_ms, lost, user_data, error))
         return NULL;
     for (guint i = 0; i < pool->connections->len; i++)
         vmsnap_nbd_connection_attach(g_ptr_array_index(pool->connections, i), threads);

@@ -10,12 +10,14 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
  * vmsnap_nbd_pool_new:
  * @threads: must outlive the pool
  * @max_connections: at least 1; more than one are made only where the server allows it
+ * @timeout_ms: for the server to let each connection in
  * @lost: called with the first connection that is lost; all reads fail from then on
  *
  * Connects. Blocks. Returns: the pool, or NULL with @error set.
  */
 VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, const char *socket, const char *export_name,
-                                   guint max_connections, VmsnapNbdLostFunc lost, gpointer user_data, GError **error);
+                                   guint max_connections, unsigned timeout_ms, VmsnapNbdLostFunc lost,
+                                   gpointer user_data, GError **error);
 
 uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool);
 

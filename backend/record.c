@@ -69,6 +69,8 @@ static char *record_to_text(const VmsnapRecord *record) {
     }
     json_builder_set_member_name(json, "pid");
     json_builder_add_int_value(json, record->pid);
+    json_builder_set_member_name(json, "timeout-ms");
+    json_builder_add_int_value(json, record->timeout_ms);
     json_builder_end_object(json);
     g_autoptr(JsonNode) root = json_builder_get_root(json);
     return json_to_string(root, TRUE);
@@ -79,6 +81,11 @@ static char *dup_string_member(JsonObject *object, const char *name) {
     JsonNode *node = json_object_get_member(object, name);
     const char *text = node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_string(node) : NULL;
     return text ? g_uri_unescape_string(text, NULL) : NULL;
+}
+
+static gint64 int_member(JsonObject *object, const char *name) {
+    JsonNode *node = json_object_get_member(object, name);
+    return node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_int(node) : 0;
 }
 
 static VmsnapRecord *record_from_text(const char *text, GError **error) {
@@ -93,8 +100,8 @@ static VmsnapRecord *record_from_text(const char *text, GError **error) {
     VmsnapRecord *record = vmsnap_record_new();
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++)
         *field_of(record, i) = dup_string_member(object, fields[i].name);
-    JsonNode *pid = json_object_get_member(object, "pid");
-    record->pid = pid && JSON_NODE_HOLDS_VALUE(pid) ? (pid_t)json_node_get_int(pid) : 0;
+    record->pid = (pid_t)int_member(object, "pid");
+    record->timeout_ms = (int)int_member(object, "timeout-ms");
     return record;
 }
 
@@ -238,9 +245,10 @@ VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *re
     return record_find(matches_living_mount_point, mount_point, ret_fd);
 }
 
-VmsnapRecord *vmsnap_record_find_by_socket(const char *socket) {
+VmsnapRecord *vmsnap_record_find_by_socket(const char *socket, gboolean *ret_alive) {
     int fd = -1;
     VmsnapRecord *record = record_find(matches_socket, socket, &fd);
+    *ret_alive = record && record_is_alive_at(fd);
     if (fd >= 0)
         (void)close(fd);
     return record;

@@ -17,7 +17,7 @@
 
 /* The tree never changes while it is mounted. */
 #define FOREVER_S 86400.0
-/* How long stat(2) waits for the map of a disk before it counts what is unknown as allocated. */
+/* So long after the mount, stat(2) waits for the map of a disk; later, it counts what is unknown as allocated. */
 #define BLOCK_COUNT_WAIT_US INT64_C(2000000)
 /* st_blksize: what cp, cat and others take for their buffer. As large as one FUSE request can be. */
 #define PREFERRED_READ_BYTES (1 << 20)
@@ -29,6 +29,7 @@ void vmsnap_ops_init(VmsnapOps *ops, VmsnapView *view, const VmsnapSessionOption
     ops->uid = options->uid;
     ops->gid = options->gid;
     ops->file_mode = options->file_mode;
+    ops->block_count_deadline_us = g_get_monotonic_time() + BLOCK_COUNT_WAIT_US;
     ops->directory_mode = options->file_mode | (options->file_mode & 0444) >> 2;
 }
 
@@ -131,7 +132,8 @@ static void op_getattr(fuse_req_t request, fuse_ino_t id, struct fuse_file_info 
     }
     AttributesRequest *waiting = g_new(AttributesRequest, 1);
     *waiting = (AttributesRequest){.request = request, .node = node};
-    vmsnap_scan_wait(node->layout->disk->scan, g_get_monotonic_time() + BLOCK_COUNT_WAIT_US, attributes_known, waiting);
+    vmsnap_scan_wait(node->layout->disk->scan, request_ops(request)->block_count_deadline_us, attributes_known,
+                     waiting);
 }
 
 /* A live file is made at open, so that one reader sees one state of it; its content travels in the handle. */

@@ -13,6 +13,7 @@ typedef struct {
     gid_t gid;
     mode_t file_mode;
     mode_t directory_mode;
+    int64_t block_count_deadline_us; /* g_get_monotonic_time() from which nobody waits for a map any more */
 } VmsnapOps;
 
 /** The table for fuse_session_new(), whose user data is a VmsnapOps. */

@@ -7,8 +7,8 @@
  * backend and reply from there; libfuse allows a reply from any thread. What the operations look at, the tree and its
  * layouts, is frozen before the loop begins.
  *
- * The end has an order: the loop stops, the mount goes, the snapshot ends (which answers all that is in flight, to a
- * kernel that no longer listens), and only then the session may be freed.
+ * The end has an order: the loop stops, the mount goes, the snapshot ends (which answers all that is in flight), and
+ * only then the session may be freed, and with it the descriptor that the answers went to.
  */
 #define FUSE_USE_VERSION 312
 #include "session.h"
@@ -23,6 +23,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Operations never wait, so a few threads keep up with all readers. */
@@ -31,19 +33,28 @@
 struct VmsnapSession {
     VmsnapOps ops;
     struct fuse_session *fuse;
+    char *mount_point;
+    uint64_t mount_id; /* the kernel's number of our mount */
 };
 
-/* libfuse says why it fails only in its log. Last line of it; used by the thread that mounts, before others exist. */
+/* libfuse says why it fails only in its log, in pieces of lines. Used by the thread that mounts, while it mounts. */
 static char last_fuse_message[256];
 
 static void fuse_message_keep(enum fuse_log_level level, const char *format, va_list arguments) {
     (void)level;
-    (void)vsnprintf(last_fuse_message, sizeof last_fuse_message, format, arguments);
-    g_strchomp(last_fuse_message);
+    size_t length = strlen(last_fuse_message);
+    if (length > 0 && last_fuse_message[length - 1] == '\n')
+        length = 0;
+    (void)vsnprintf(last_fuse_message + length, sizeof last_fuse_message - length, format, arguments);
+}
+
+static void fuse_message_log(enum fuse_log_level level, const char *format, va_list arguments) {
+    g_autofree char *message = g_strdup_vprintf(format, arguments);
+    g_log(G_LOG_DOMAIN, level <= FUSE_LOG_WARNING ? G_LOG_LEVEL_WARNING : G_LOG_LEVEL_INFO, "%s", g_strchomp(message));
 }
 
 static const char *fuse_message_or(const char *fallback) {
-    return last_fuse_message[0] ? last_fuse_message : fallback;
+    return last_fuse_message[0] ? g_strchomp(last_fuse_message) : fallback;
 }
 
 /* A comma ends an option and a backslash escapes: both must be escaped in a name that users chose. */
@@ -102,10 +113,18 @@ static int fuse_session_mount_quietly(struct fuse_session *fuse, const char *mou
     return result;
 }
 
+/* Which mount is at a path; asks no filesystem. Returns: 0 if the kernel cannot tell. */
+static uint64_t mount_id_at(const char *path) {
+    struct statx status;
+    int result = statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &status);
+    return result == 0 && (status.stx_mask & STATX_MNT_ID) ? status.stx_mnt_id : 0;
+}
+
 VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
                                     GError **error) {
     g_autoptr(VmsnapSession) session = g_new0(VmsnapSession, 1);
     vmsnap_ops_init(&session->ops, view, options);
+    session->mount_point = g_strdup(mount_point);
     last_fuse_message[0] = '\0';
     fuse_set_log_func(fuse_message_keep);
 
@@ -118,10 +137,26 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
     if (fuse_session_mount_quietly(session->fuse, mount_point) != 0) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount on '%s': %s", mount_point,
                     fuse_message_or("libfuse gives no reason"));
-        fuse_session_destroy(g_steal_pointer(&session->fuse));
         return NULL;
     }
+    fuse_set_log_func(fuse_message_log);
+    session->mount_id = mount_id_at(mount_point);
     return g_steal_pointer(&session);
+}
+
+/*
+ * libfuse's own unmount closes the descriptor that replies go to, which other threads may still use, and leaves a mount
+ * that was aborted (umount -f) in its place. And by now somebody else may have mounted there.
+ */
+static void session_detach(const VmsnapSession *session) {
+    if (session->mount_id == 0 || mount_id_at(session->mount_point) != session->mount_id)
+        return;
+    const char *argv[] = {"fusermount3", "-u", "-z", "-q", "--", session->mount_point, NULL};
+    gboolean detached = geteuid() == 0 ? umount2(session->mount_point, MNT_DETACH | UMOUNT_NOFOLLOW) == 0
+                                       : g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL,
+                                                      NULL, NULL, NULL);
+    if (!detached)
+        g_warning("failed to unmount '%s': %s", session->mount_point, g_strerror(errno));
 }
 
 static void ending_signals_set_mask(int how) {
@@ -146,16 +181,16 @@ int vmsnap_session_run(VmsnapSession *session) {
     ending_signals_set_mask(SIG_BLOCK);
     fuse_loop_cfg_destroy(config);
     fuse_remove_signal_handlers(session->fuse);
-    fuse_session_unmount(session->fuse);
+    session_detach(session);
     return result;
 }
 
 void vmsnap_session_free(VmsnapSession *session) {
     if (!session)
         return;
-    if (session->fuse) {
-        fuse_session_unmount(session->fuse);
+    session_detach(session);
+    if (session->fuse)
         fuse_session_destroy(session->fuse);
-    }
+    g_free(session->mount_point);
     g_free(session);
 }

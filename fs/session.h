@@ -32,15 +32,15 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
 /**
  * vmsnap_session_run:
  *
- * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes, then makes sure that nothing is mounted.
- * All threads must block these signals; this one lets them through while it can handle them, so that one which comes
- * before ends the session at once, and one which comes after does nothing. Requests in flight are still to be answered:
- * end the snapshot before vmsnap_session_free().
+ * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes, then takes the mount away if it is still
+ * there; who has files open keeps them until vmsnap_session_free(). All threads must block these signals; this one lets
+ * them through while it can handle them, so that one which comes before ends the session at once, and one which comes
+ * after does nothing. Requests in flight are still to be answered: end the snapshot before vmsnap_session_free().
  *
  * Returns: 0 after an unmount, the number of the signal, or -errno.
  */
 int vmsnap_session_run(VmsnapSession *session);
 
-/** Frees a session whose requests have all been answered; unmounts one that never ran; NULL-safe. */
+/** Frees a session whose requests have all been answered; takes the mount away if it is still there; NULL-safe. */
 void vmsnap_session_free(VmsnapSession *session);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSession, vmsnap_session_free)

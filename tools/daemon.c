@@ -11,6 +11,7 @@
 #include "daemon.h"
 
 #include "fs/session.h"
+#include "mount_point.h"
 #include "report.h"
 #include "utab.h"
 #include "vmsnap/error.h"
@@ -27,6 +28,9 @@
 #define CONNECTIONS 2
 
 static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
+
+/* Left alone, they would end the process and not the snapshot. */
+static const int ignored_signals[] = {SIGPIPE, SIGQUIT, SIGALRM, SIGUSR1, SIGUSR2};
 
 static void ending_signals_set(sigset_t *ret_set) {
     sigemptyset(ret_set);
@@ -223,7 +227,9 @@ static int daemon_life(const VmsnapOptions *options, const char *mount_point, St
             tell_mounted(snapshot, mount_point);
         vmsnap_utab_add(options->source, mount_point);
         aborted = serve(session, starter);
-        vmsnap_utab_remove(mount_point);
+        /* After a lazy unmount, somebody else may have mounted there. */
+        if (!vmsnap_mount_point_is_vmsnap(mount_point))
+            vmsnap_utab_remove(mount_point);
     }
     g_autoptr(GError) end_error = NULL;
     if (!vmsnap_snapshot_end(snapshot, aborted, &end_error))
@@ -236,10 +242,9 @@ static int daemon_life(const VmsnapOptions *options, const char *mount_point, St
 static int daemon_main(const VmsnapOptions *options, const char *mount_point, int ready_fd) {
     Starter starter = {.ready_fd = ready_fd};
     ending_signals_block(SIG_BLOCK);
-    (void)signal(SIGPIPE, SIG_IGN);
-    int exit_code = daemon_life(options, mount_point, &starter);
-    (void)starter_tell(&starter, exit_code);
-    return exit_code;
+    for (size_t i = 0; i < G_N_ELEMENTS(ignored_signals); i++)
+        (void)signal(ignored_signals[i], SIG_IGN);
+    return daemon_life(options, mount_point, &starter);
 }
 
 int vmsnap_daemon_run(const VmsnapOptions *options, const char *mount_point) {
@@ -253,7 +258,9 @@ static void signal_forward(int number) {
     (void)kill((pid_t)daemon_pid, number);
 }
 
+/* A daemon that stays tells its exit code. One that fails just ends, and is waited for. */
 static int daemon_read_exit_code(pid_t pid, int ready_fd) {
+    int status;
     uint8_t exit_code;
     ssize_t length;
     do {
@@ -261,6 +268,8 @@ static int daemon_read_exit_code(pid_t pid, int ready_fd) {
     } while (length < 0 && errno == EINTR);
     if (length == sizeof exit_code)
         return exit_code;
+    if (waitpid(pid, &status, 0) == pid && WIFEXITED(status))
+        return WEXITSTATUS(status);
     (void)fprintf(stderr, "%s: failed to mount: the daemon (process %d) died\n", g_get_prgname(), (int)pid);
     return VMSNAP_EXIT_SYSTEM;
 }

@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
         return EXIT_SUCCESS;
     }
     g_autofree char *mount_point = vmsnap_mount_point_check(options->mount_point, &error);
-    if (!mount_point || !vmsnap_mount_point_check_fuse(&error))
+    if (!mount_point || !vmsnap_mount_point_check_fuse(mount_point, options->allow_other, &error))
         return vmsnap_report_error(error);
     if (options->fake)
         return EXIT_SUCCESS;

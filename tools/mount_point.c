@@ -13,9 +13,10 @@
 
 #define MOUNTS "/proc/self/mountinfo"
 #define FUSE_DEVICE "/dev/fuse"
+#define FUSE_CONF "/etc/fuse.conf"
 #define FUSE_TYPE "fuse.vmsnap"
 
-static gboolean is_vmsnap_mount(const char *path) {
+gboolean vmsnap_mount_point_is_vmsnap(const char *path) {
     struct libmnt_table *table = mnt_new_table_from_file(MOUNTS);
     struct libmnt_fs *fs = table ? mnt_table_find_target(table, path, MNT_ITER_BACKWARD) : NULL;
     gboolean found = fs && g_strcmp0(mnt_fs_get_fstype(fs), FUSE_TYPE) == 0;
@@ -31,7 +32,7 @@ static char *fail(GError **error, const char *path, const char *reason, const ch
 char *vmsnap_mount_point_check(const char *path, GError **error) {
     /* A path that a dead daemon serves does not resolve, but the kernel still lists it. */
     g_autofree char *absolute = g_canonicalize_filename(path, NULL);
-    if (is_vmsnap_mount(absolute))
+    if (vmsnap_mount_point_is_vmsnap(absolute))
         return fail(error, path, "a vmsnap is mounted there already", "unmount it first");
     char *resolved = realpath(path, NULL);
     if (!resolved)
@@ -42,20 +43,48 @@ char *vmsnap_mount_point_check(const char *path, GError **error) {
     struct stat status;
     if (stat(canonical, &status) != 0 || !S_ISDIR(status.st_mode))
         return fail(error, path, g_strerror(ENOTDIR), "name a directory");
-    if (is_vmsnap_mount(canonical))
+    if (vmsnap_mount_point_is_vmsnap(canonical))
         return fail(error, path, "a vmsnap is mounted there already", "unmount it first");
     return g_steal_pointer(&canonical);
 }
 
-gboolean vmsnap_mount_point_check_fuse(GError **error) {
-    g_autofree char *fusermount = g_find_program_in_path("fusermount3");
-    if (geteuid() != 0 && !fusermount) {
-        g_set_error(
-            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-            "failed to mount as an ordinary user: 'fusermount3' is not installed; install the package fuse3, or "
-            "mount as root");
+static gboolean fuse_conf_allows_other(void) {
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(FUSE_CONF, &text, NULL, NULL))
         return FALSE;
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    for (char **line = lines; *line; line++)
+        if (g_str_equal(g_strstrip(*line), "user_allow_other"))
+            return TRUE;
+    return FALSE;
+}
+
+/* What fusermount3 will ask for, asked before a job is begun. */
+static gboolean user_check(const char *mount_point, gboolean allow_other, GError **error) {
+    g_autofree char *fusermount = g_find_program_in_path("fusermount3");
+    const char *reason = NULL, *remedy = NULL;
+    if (!fusermount) {
+        reason = "'fusermount3' is not installed";
+        remedy = "install the package fuse3";
+    } else if (access(mount_point, W_OK) != 0) {
+        reason = "you may not write to it";
+        remedy = "name a directory of yours";
+    } else if (allow_other && !fuse_conf_allows_other()) {
+        reason = "option allow_other needs the line 'user_allow_other' in '" FUSE_CONF "'";
+        remedy = "add it there";
     }
+    if (!reason)
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to mount on '%s' as an ordinary user: %s; %s, or mount "
+                "as root",
+                mount_point, reason, remedy);
+    return FALSE;
+}
+
+gboolean vmsnap_mount_point_check_fuse(const char *mount_point, gboolean allow_other, GError **error) {
+    if (geteuid() != 0 && !user_check(mount_point, allow_other, error))
+        return FALSE;
     int fd = open(FUSE_DEVICE, O_RDWR | O_CLOEXEC);
     if (fd < 0) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM,

@@ -9,11 +9,15 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/pidfd.h>
 #include <unistd.h>
+
+/* For what the daemon does beside waiting for libvirt. */
+#define GRACE_MS 5000
 
 typedef struct {
     gboolean lazy;
@@ -76,32 +80,58 @@ static gboolean unmount_as_user(const char *mount_point, const Arguments *argume
     return FALSE;
 }
 
-static gboolean outcome_check(int record_fd, const char *mount_point, GError **error) {
-    g_autoptr(VmsnapRecord) record = vmsnap_record_wait(record_fd, error);
-    if (!record)
-        return FALSE;
-    if (!record->outcome) {
+static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
+    if (!record->outcome)
         g_set_error(
             error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
             "failed to end the snapshot of '%s': its daemon died; see 'virsh domjobinfo %s', and do not trust the "
             "last reads",
-            mount_point, record->machine);
-        return FALSE;
-    }
-    if (!g_str_equal(record->outcome, "broken"))
+            record->machine, record->machine);
+    else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
+                    "failed to keep the snapshot of '%s': %s; do not trust what was copied from '%s'", record->machine,
+                    record->reason, record->mount_point);
+    else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_LEFTOVER))
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to clear up after the snapshot of '%s', which was whole: %s", record->machine,
+                    record->reason);
+    else
         return TRUE;
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
-                "failed to keep the snapshot of '%s': %s; what was copied "
-                "from '%s' may be incomplete",
-                record->machine, record->reason, mount_point);
     return FALSE;
 }
 
-/* The record is let go a moment before the daemon exits. */
-static void process_wait(int pid_fd) {
+/*
+ * Waits for the daemon to exit. The signal is for one that still serves: a container may have a copy of the mount,
+ * which nobody sees here, and would keep the job as long as it lives.
+ */
+static gboolean daemon_wait(int pid_fd, const VmsnapRecord *record, GError **error) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)(record->timeout_ms + GRACE_MS) * 1000;
+    (void)pidfd_send_signal(pid_fd, SIGTERM, NULL, 0);
     struct pollfd waiting = {.fd = pid_fd, .events = POLLIN};
-    while (poll(&waiting, 1, -1) < 0 && errno == EINTR)
-        ;
+    int n_ready = 0;
+    for (gint64 left_us; n_ready == 0 && (left_us = deadline_us - g_get_monotonic_time()) > 0;)
+        n_ready = poll(&waiting, 1, (int)(left_us / 1000) + 1);
+    if (n_ready > 0)
+        return TRUE;
+    g_set_error(
+        error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+        "failed to see the end of the snapshot of '%s': process %d is still at it after %d s; see whether libvirt "
+        "is well, and 'virsh domjobinfo %s'",
+        record->machine, (int)record->pid, (record->timeout_ms + GRACE_MS) / 1000, record->machine);
+    return FALSE;
+}
+
+static gboolean unmount_and_wait(const char *mount_point, const Arguments *arguments, const VmsnapRecord *record,
+                                 int record_fd, int pid_fd, GError **error) {
+    gboolean unmounted = geteuid() == 0 ? unmount_as_root(mount_point, arguments, error)
+                                        : unmount_as_user(mount_point, arguments, error);
+    /* A lazy unmount ends when the last reader is gone, which nobody wants to wait for. */
+    if (!unmounted || !record || arguments->lazy)
+        return unmounted;
+    if (pid_fd >= 0 && !daemon_wait(pid_fd, record, error))
+        return FALSE;
+    g_autoptr(VmsnapRecord) ended = vmsnap_record_wait(record_fd, error);
+    return ended && outcome_check(ended, error);
 }
 
 static gboolean run(const Arguments *arguments, GError **error) {
@@ -116,12 +146,7 @@ static gboolean run(const Arguments *arguments, GError **error) {
     int record_fd = -1;
     g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point(mount_point, &record_fd);
     int pid_fd = record ? pidfd_open(record->pid, 0) : -1;
-    gboolean unmounted = geteuid() == 0 ? unmount_as_root(mount_point, arguments, error)
-                                        : unmount_as_user(mount_point, arguments, error);
-    /* A lazy unmount ends when the last reader is gone, which nobody wants to wait for. */
-    gboolean ended = unmounted && (!record || arguments->lazy || outcome_check(record_fd, mount_point, error));
-    if (pid_fd >= 0 && unmounted && !arguments->lazy)
-        process_wait(pid_fd);
+    gboolean ended = unmount_and_wait(mount_point, arguments, record, record_fd, pid_fd, error);
     if (pid_fd >= 0)
         (void)close(pid_fd);
     if (record_fd >= 0)

@@ -22,10 +22,16 @@ typedef struct {
     char *socket;      /* the job's NBD socket */
     char *runtime_dir; /* private directory of the socket */
     char *scratch_dir; /* private directory of the scratch files */
-    pid_t pid;         /* for people */
-    char *outcome;     /* NULL while alive; then complete, aborted or broken */
-    char *reason;      /* of a broken outcome */
+    pid_t pid;         /* for people, and to wait for */
+    int timeout_ms;    /* for libvirt to end the job */
+    char *outcome;     /* NULL while alive */
+    char *reason;      /* of an outcome that is not well */
 } VmsnapRecord;
+
+#define VMSNAP_OUTCOME_COMPLETE "complete"
+#define VMSNAP_OUTCOME_ABORTED "aborted"
+#define VMSNAP_OUTCOME_BROKEN "broken"     /* the snapshot was lost */
+#define VMSNAP_OUTCOME_LEFTOVER "leftover" /* the snapshot was whole, but something could not be removed */
 
 VmsnapRecord *vmsnap_record_new(void);
 void vmsnap_record_free(VmsnapRecord *record);
@@ -60,8 +66,13 @@ void vmsnap_record_end(int fd, const VmsnapRecord *record, gboolean keep);
  */
 VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd);
 
-/** Returns: (transfer full): the record whose job uses @socket, or NULL. */
-VmsnapRecord *vmsnap_record_find_by_socket(const char *socket);
+/**
+ * vmsnap_record_find_by_socket:
+ * @ret_alive: whether its holder lives
+ *
+ * Returns: (transfer full): the record whose job uses @socket, or NULL.
+ */
+VmsnapRecord *vmsnap_record_find_by_socket(const char *socket, gboolean *ret_alive);
 
 /**
  * vmsnap_record_wait:
