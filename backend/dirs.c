@@ -53,9 +53,9 @@ gboolean vmsnap_dirs_make_base(const char *path, GError **error) {
     g_autofree char *parent = g_path_get_dirname(path);
     if (g_mkdir_with_parents(parent, 0755) != 0)
         return set_errno_error(error, "make the directory", parent);
-    if (mkdir(path, BASE_MODE) != 0 && errno != EEXIST)
-        return set_errno_error(error, "make the directory", path);
-    return base_check(path, error);
+    if (mkdir(path, BASE_MODE) == 0)
+        return chmod(path, BASE_MODE) == 0 || set_errno_error(error, "set the mode of", path);
+    return errno == EEXIST ? base_check(path, error) : set_errno_error(error, "make the directory", path);
 }
 
 static gboolean directory_make(const char *path, mode_t mode, uid_t uid, gid_t gid, GError **error) {
