@@ -1,18 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A scan asks for the extents of a disk, one window a question. A few questions run in the background, in the order of
- * the disk; whoever needs a window that is not known yet has it asked for at once, or joins the question under way.
+ * A scan asks for the extents of a disk, one window a question. In the background they are asked in the order of the
+ * disk, one at a time: QEMU answers on the thread that also serves the guest, and gets its breath only on our way back
+ * with the next one. With two under way, a badly fragmented image starves the guest. Whoever needs a window that is not known yet has it asked for at once, or joins the question under way.
  *
  * Answers come on threads of the backend. The lock guards the questions and those who wait for them; it is never held
  * while a backend or a waiter is called, since both may come back here.
  */
 #include "scan.h"
-
-/*
- * Questions in the background. QEMU answers them on the thread that also serves the guest, and gets its breath only on
- * our way back with the next one: with two under way, a badly fragmented image starves the guest.
- */
-#define BACKGROUND_QUESTIONS 1
 
 typedef struct {
     VmsnapScanFunc func;
@@ -69,10 +64,6 @@ void vmsnap_scan_free(VmsnapScan *scan) {
 
 const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan) {
     return scan->map;
-}
-
-VmsnapDisk *vmsnap_scan_get_disk(const VmsnapScan *scan) {
-    return scan->disk;
 }
 
 gboolean vmsnap_scan_is_complete(const VmsnapScan *scan) {
@@ -179,13 +170,11 @@ static void question_ask(Question *question) {
 }
 
 void vmsnap_scan_start(VmsnapScan *scan) {
-    for (int i = 0; i < BACKGROUND_QUESTIONS; i++) {
-        g_mutex_lock(&scan->lock);
-        Question *question = scan_next_locked(scan);
-        g_mutex_unlock(&scan->lock);
-        if (question)
-            question_ask(question);
-    }
+    g_mutex_lock(&scan->lock);
+    Question *question = scan_next_locked(scan);
+    g_mutex_unlock(&scan->lock);
+    if (question)
+        question_ask(question);
 }
 
 void vmsnap_scan_resolve(VmsnapScan *scan, uint64_t offset, VmsnapScanFunc func, gpointer user_data) {

@@ -25,8 +25,6 @@ void vmsnap_scan_start(VmsnapScan *scan);
 /** Returns: (transfer none): the map; windows appear in it as answers come. */
 const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan);
 
-VmsnapDisk *vmsnap_scan_get_disk(const VmsnapScan *scan);
-
 /**
  * vmsnap_scan_resolve:
  *
