@@ -27,6 +27,7 @@ typedef struct {
     uint64_t offset;
     GArray *extents;     /* of VmsnapExtent, owned; NULL in a read */
     uint64_t told_bytes; /* how far the extents reach */
+    gboolean *completed; /* while it is being started: set when libnbd completes it already */
     VmsnapDoneFunc read_done;
     VmsnapExtentsFunc extents_done;
     gpointer user_data;
@@ -72,6 +73,12 @@ static void requests_fail(GQueue *requests) {
         request_finish(link->data, -EIO);
 }
 
+static void request_note_completed(Request *request) {
+    if (request->completed)
+        *request->completed = TRUE;
+    request->completed = NULL;
+}
+
 static void request_fail_later(Request *request) {
     g_queue_unlink(&request->connection->started, &request->link);
     g_queue_push_tail_link(&request->connection->failed, &request->link);
@@ -85,6 +92,7 @@ static void request_succeed(Request *request) {
 /* libnbd's completion callbacks; 1 tells it to forget the command. */
 static int read_completed(void *user_data, int *error) {
     Request *request = user_data;
+    request_note_completed(request);
     if (*error) {
         request_fail_later(request);
         return 1;
@@ -98,6 +106,7 @@ static int read_completed(void *user_data, int *error) {
 
 static int extents_completed(void *user_data, int *error) {
     Request *request = user_data;
+    request_note_completed(request);
     if (*error || request->extents->len == 0)
         request_fail_later(request);
     else
@@ -170,9 +179,17 @@ static void request_start(Request *request) {
         request_answer_data(request);
         return;
     }
-    /* libnbd may complete it before the call returns. */
+    /*
+     * libnbd may complete it before the call returns. The request may be gone then, and the cookie means nothing:
+     * libnbd takes it from the command, which it has freed by that time.
+     */
+    gboolean completed = FALSE;
+    request->completed = &completed;
     g_queue_push_tail_link(&connection->started, &request->link);
     int64_t cookie = request->extents ? request_start_extents(request) : request_start_read(request);
+    if (completed)
+        return;
+    request->completed = NULL;
     if (cookie < 0)
         request_fail_later(request);
 }

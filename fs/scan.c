@@ -2,7 +2,8 @@
 /*
  * A scan asks for the extents of a disk, one window a question. In the background they are asked in the order of the
  * disk, one at a time: QEMU answers on the thread that also serves the guest, and gets its breath only on our way back
- * with the next one. With two under way, a badly fragmented image starves the guest. Whoever needs a window that is not known yet has it asked for at once, or joins the question under way.
+ * with the next one. With two under way, a badly fragmented image starves the guest. Whoever needs a window that is not
+ * known yet has it asked for at once, or joins the question under way.
  *
  * Answers come on threads of the backend. The lock guards the questions and those who wait for them; it is never held
  * while a backend or a waiter is called, since both may come back here.

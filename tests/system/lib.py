@@ -10,7 +10,9 @@ A guest boots in about two seconds of a processor: give a class of tests one in 
 """
 
 import contextlib
+import errno
 import hashlib
+import json
 import os
 import pwd
 import re
@@ -40,18 +42,20 @@ class CommandFailed(AssertionError):
     """A command ended with another status than expected. Its message carries all that the command said."""
 
 
-def run(*command, user=None, status=0, timeout=PATIENCE, **options):
+def run(*command, user=None, status=0, timeout=PATIENCE, environment=(), **options):
     """
     Runs a command and returns what it printed. It must end with STATUS, or with any if STATUS is None.
 
-    USER is 'backupuser' for the sandbox's ordinary user. Returns the CompletedProcess, of text unless text=False.
+    USER is 'backupuser' for the sandbox's ordinary user, or any other account; ENVIRONMENT is a dict of variables to add to that user's.
+    Returns the CompletedProcess, of text unless text=False.
     """
     command = [str(word) for word in command]
     if user:
-        home = SANDBOX / user
-        options |= {'user': user, 'group': user, 'extra_groups': [], 'cwd': home}
+        home = SANDBOX / user if user == 'backupuser' else Path('/nonexistent')
+        options |= {'user': user, 'group': pwd.getpwnam(user).pw_gid, 'extra_groups': [],
+                    'cwd': home if home.exists() else '/'}
         options['env'] = {'PATH': os.environ['PATH'], 'USER': user,
-                          'HOME': str(home), 'XDG_RUNTIME_DIR': runtime_dir(user)}
+                          'HOME': str(home), 'XDG_RUNTIME_DIR': runtime_dir(user), **dict(environment)}
     options.setdefault('text', True)
     # A session of its own: the first one began outside of the sandbox, where automount cannot see its process group.
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
@@ -60,6 +64,28 @@ def run(*command, user=None, status=0, timeout=PATIENCE, **options):
         raise CommandFailed(f'{" ".join(command)}: exit status {result.returncode}, not {status}\n'
                             f'{result.stdout}{result.stderr}')
     return result
+
+
+def complaint(*command, status, **options):
+    """Runs a command that must fail with STATUS and say why in one line on stderr, and no more. Returns that line."""
+    result = run(*command, status=status, **options)
+    lines = result.stderr.splitlines(keepends=True)
+    if result.stdout or len(lines) != 1 or not lines[0].endswith('\n'):
+        raise CommandFailed(f'{" ".join(map(str, command))} fails not with one line but with:\n'
+                            f'{result.stdout}{result.stderr}')
+    return lines[0].rstrip('\n')
+
+
+@contextlib.contextmanager
+def bind_mount(source, target, options=''):
+    """Shows SOURCE at TARGET meanwhile, e.g. /dev/null in the place of a program."""
+    run('mount', '--bind', source, target)
+    try:
+        if options:
+            run('mount', '-o', f'remount,bind,{options}', target)
+        yield
+    finally:
+        run('umount', '--lazy', '--internal-only', target)
 
 
 def runtime_dir(user):
@@ -82,9 +108,36 @@ def sha256(path):
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def check_instant(disk_a, disk_b):
+def drop_cache(path):
+    """Makes the kernel forget what it has of a file, so that the next read is one of the file's filesystem."""
+    with open(path, 'rb') as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_all(path):
+    """Reads a file to its end, for what that causes."""
+    run('dd', f'if={path}', 'of=/dev/null', 'bs=1M', 'status=none')
+
+
+def data_extents(path):
+    """Where a file has data, and no holes: a list of (start, end), found as tar and cp do it."""
+    found = []
+    with open(path, 'rb', buffering=0) as file:
+        end = 0
+        while True:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return found
+                raise
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found.append((start, end))
+
+
+def check_instant(disk_a, disk_b, user=None):
     """Proves that two files are one instant of a Vm's first two disks, and returns the newest record in it."""
-    return int(run(GUEST / 'check', RING_START, RING_SLOTS, disk_a, disk_b).stdout)
+    return int(run(GUEST / 'check', RING_START, RING_SLOTS, disk_a, disk_b, user=user).stdout)
 
 
 @dataclass
@@ -94,6 +147,8 @@ class Disk:
     format: str = 'qcow2'
     options: str = ''  # qemu-img's, -o
     filesystem: int = 0  # the size of an ext4 at its beginning
+    io: tuple = ()  # qemu-io's commands that put something on it
+    driver: str = ''  # more attributes of the <driver>, e.g. 'discard="unmap"'
     xml: str = ''  # more elements for the <disk>, e.g. '<shareable/>'
 
 
@@ -166,12 +221,14 @@ class Vm:
             run('mkfs.ext4', '-q', raw, f'{disk.filesystem // 1024}k')
             run('qemu-img', 'convert', '-n', '--target-is-zero', '-f', 'raw', '-O', disk.format, raw, image)
             raw.unlink()
+        if disk.io:
+            run('qemu-io', '-f', disk.format, *(word for command in disk.io for word in ('-c', command)), image)
         self._own(image)
 
     def _domain(self, disks, devices, os_xml, memory):
         disk_xml = ''.join(
             f'''<disk type="file" device="disk">
-                  <driver name="qemu" type="{disk.format}"/>
+                  <driver name="qemu" type="{disk.format}" {disk.driver}/>
                   <source file="{image}"/>
                   <target dev="{name}" bus="virtio"/>
                   {disk.xml}
@@ -358,7 +415,9 @@ def left_behind(vm):
     scratch = home / '.local/state/vmsnap' if home else Path('/var/lib/vmsnap')
     left = {f'mount {point}' for point in mounts()} | set(processes())
     for directory in (runtime, scratch):
-        left |= {f'file {path}' for path in directory.rglob('*')}
+        # walk(), unlike rglob(), does not mind what vanishes meanwhile.
+        for path, directories, files in os.walk(directory):
+            left |= {f'file {path}/{name}' for name in directories + files}
     if vm.state() != 'shut off':
         job = vm.virsh('domjobinfo', vm.name)
         if not re.fullmatch(r'Job type: +None\s*', job):
@@ -402,14 +461,35 @@ class Mount:
         options = ['-o', self.options] if self.options else []
         return run('mount.vmsnap', self.vm.name, self.point, *options, user=self.vm.user, **expected)
 
+    def status(self):
+        """What .vmsnap/status.json says now."""
+        return json.loads((self / '.vmsnap/status.json').read_text())
+
+    def disk_status(self, disk):
+        return next(each for each in self.status()['disks'] if each['name'] == disk)
+
+    def daemon(self):
+        """The process that serves the mount."""
+        record = Path(runtime_dir(self.vm.user)) / 'vmsnap' / f'{self.status()["uuid"]}.json'
+        return json.loads(record.read_text())['pid']
+
     def umount(self, **expected):
         return run('umount', self.point, user=self.vm.user, **expected)
 
-    def assert_nothing_left(self):
-        """Whatever was not there before the mount is gone, and the guest lives and writes."""
+    def wait_ended(self):
+        """Waits until nothing is left, after an end that does not wait itself."""
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not left_behind(self.vm) - self._before, 'nothing is left')
+        self._assert_nothing_left()
+
+    def _assert_nothing_left(self):
         left = left_behind(self.vm) - self._before
         if left:
             raise AssertionError('left behind:\n' + '\n'.join(sorted(left)))
+
+    def assert_nothing_left(self):
+        """Whatever was not there before the mount is gone, and the guest lives and writes."""
+        self._assert_nothing_left()
         if self.vm.state() == 'running':
             self.vm.touch()
         self.point.rmdir()
@@ -428,3 +508,27 @@ class TestCase(unittest.TestCase):
     def setUpClass(cls):
         cls.vm = cls.enterClassContext(cls.make_vm())
         cls.vm.start()
+
+    usable_options = ''  # with which this machine can be mounted
+
+    def assert_refused(self, says, options='', source=None, point=None, status=32, **how):
+        """
+        mount.vmsnap refuses, in one line that is the regular expression SAYS. Nothing has been begun or is left, the
+        guest writes, and the next mount works.
+        """
+        mount = Mount(self.vm, options)
+        options = ['-o', mount.options] if mount.options else []
+        line = complaint('mount.vmsnap', source or self.vm.name, mount.point if point is None else point, *options,
+                         user=self.vm.user, status=status, **how)
+        self.assertRegex(line, f'^mount.vmsnap: {says}$')
+        mount.assert_nothing_left()
+        self.assert_mountable()
+
+    def unmount_all(self):
+        """For tearDown: a test that failed half-way must not make the next ones fail."""
+        for point in mounts():
+            run('umount', '--lazy', point, status=None)
+
+    def assert_mountable(self):
+        with Mount(self.vm, self.usable_options) as mount:
+            run('cat', mount / 'manifest.json', user=self.vm.user)
