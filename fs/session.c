@@ -19,8 +19,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -113,11 +115,34 @@ static int fuse_session_mount_quietly(struct fuse_session *fuse, const char *mou
     return result;
 }
 
-/* Which mount is at a path; asks no filesystem. Returns: 0 if the kernel cannot tell. */
+/* Which mount is at a path; asks no filesystem but autofs. Returns: 0 if the kernel cannot tell. */
 static uint64_t mount_id_at(const char *path) {
     struct statx status;
     int result = statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &status);
     return result == 0 && (status.stx_mask & STATX_MNT_ID) ? status.stx_mnt_id : 0;
+}
+
+/*
+ * Whether the session's mount is still in its place. The kernel's table tells that without a look at the path: while
+ * automount lets a mount expire, such a look would wait for automount, which waits for our end; and a moment later it
+ * would have it mounted again.
+ */
+static gboolean is_mounted(const VmsnapSession *session) {
+    g_autofree char *table = NULL;
+    if (session->mount_id == 0 || !g_file_get_contents("/proc/self/mountinfo", &table, NULL, NULL))
+        return FALSE;
+    g_auto(GStrv) lines = g_strsplit(table, "\n", -1);
+    gboolean found = FALSE;
+    for (char **line = lines; *line && !found; line++) {
+        uint64_t id = 0;
+        char *escaped = NULL;
+        if (sscanf(*line, "%" SCNu64 " %*u %*u:%*u %*s %ms", &id, &escaped) == 2 && id == session->mount_id) {
+            g_autofree char *mount_point = g_strcompress(escaped);
+            found = g_str_equal(mount_point, session->mount_point);
+        }
+        free(escaped);
+    }
+    return found;
 }
 
 VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
@@ -149,7 +174,7 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
  * that was aborted (umount -f) in its place. And by now somebody else may have mounted there.
  */
 static void session_detach(const VmsnapSession *session) {
-    if (session->mount_id == 0 || mount_id_at(session->mount_point) != session->mount_id)
+    if (!is_mounted(session))
         return;
     const char *argv[] = {"fusermount3", "-u", "-z", "-q", "--", session->mount_point, NULL};
     gboolean detached = geteuid() == 0 ? umount2(session->mount_point, MNT_DETACH | UMOUNT_NOFOLLOW) == 0
