@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Calls go into one list, and two threads take any of them and answer it. */
+#include "memory_backend.h"
+
+#include "extents.h"
+
+#include <errno.h>
+
+#define N_THREADS 2
+
+typedef struct {
+    VmsnapDisk base;
+    GArray *extents; /* of VmsnapExtent, owned */
+    uint64_t seed;
+} MemoryDisk;
+
+typedef struct {
+    MemoryDisk *disk;
+    uint8_t *buffer; /* NULL in a question for extents */
+    uint64_t length;
+    uint64_t offset;
+    VmsnapDoneFunc read_done;
+    VmsnapExtentsFunc extents_done;
+    gpointer user_data;
+    int error;
+} Call;
+
+typedef struct {
+    VmsnapSnapshot base;
+    MemoryFaults faults; /* immutable */
+    GThread *threads[N_THREADS];
+    GMutex lock;
+    GCond changed;
+    GPtrArray *calls; /* of Call, owned, that wait for a thread; guarded by lock, as all below */
+    MemoryCounts counts;
+    GRand *random;
+    gboolean held;
+    gboolean ended;
+} MemorySnapshot;
+
+/* SplitMix64's mixing of bits. */
+static uint64_t mix(uint64_t number) {
+    number = (number ^ number >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    number = (number ^ number >> 27) * UINT64_C(0x94d049bb133111eb);
+    return number ^ number >> 31;
+}
+
+void memory_disk_expand(const VmsnapDisk *base, uint8_t *buffer, size_t length, uint64_t offset) {
+    const MemoryDisk *disk = (const MemoryDisk *)base;
+    uint64_t run = 0;
+    VmsnapExtentKind kind = VMSNAP_EXTENT_DATA;
+    for (size_t i = 0; i < length; i++, run--) {
+        uint64_t position = offset + i;
+        if (run == 0)
+            kind = extents_find(disk->extents, position, &run);
+        uint64_t word = mix(disk->seed + position / 8);
+        buffer[i] = kind == VMSNAP_EXTENT_ZERO ? 0 : (uint8_t)(word >> (position % 8 * 8));
+    }
+}
+
+const GArray *memory_disk_get_extents(const VmsnapDisk *disk) {
+    return ((const MemoryDisk *)disk)->extents;
+}
+
+static void answer_extents(const Call *call, const MemoryFaults *faults) {
+    if (call->error) {
+        call->extents_done(call->error, NULL, 0, call->user_data);
+        return;
+    }
+    g_autoptr(GArray) answer = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    uint64_t left = faults->max_answer_bytes ? MIN(call->length, faults->max_answer_bytes) : call->length;
+    uint64_t offset = call->offset, run = 0;
+    if (faults->say_nothing)
+        left = 0;
+    do {
+        VmsnapExtentKind kind = extents_find(call->disk->extents, offset, &run);
+        run = MIN(run, left);
+        extents_append(answer, kind, run);
+        offset += run;
+        left -= run;
+    } while (left > 0);
+    call->extents_done(0, (const VmsnapExtent *)(const void *)answer->data, answer->len, call->user_data);
+}
+
+static void answer(MemorySnapshot *snapshot, Call *call) {
+    if (!call->buffer) {
+        answer_extents(call, &snapshot->faults);
+    } else {
+        if (!call->error)
+            memory_disk_expand(&call->disk->base, call->buffer, call->length, call->offset);
+        call->read_done(call->error, call->user_data);
+    }
+    g_free(call);
+    g_mutex_lock(&snapshot->lock);
+    snapshot->counts.outstanding--;
+    g_mutex_unlock(&snapshot->lock);
+}
+
+static gpointer answer_thread(gpointer data) {
+    MemorySnapshot *snapshot = data;
+    g_mutex_lock(&snapshot->lock);
+    while (TRUE) {
+        while (!snapshot->ended && (snapshot->held || snapshot->calls->len == 0))
+            g_cond_wait(&snapshot->changed, &snapshot->lock);
+        if (snapshot->calls->len == 0)
+            break;
+        guint any = (guint)g_rand_int_range(snapshot->random, 0, (gint32)snapshot->calls->len);
+        Call *call = g_ptr_array_steal_index_fast(snapshot->calls, any);
+        if (snapshot->ended)
+            call->error = -EIO;
+        gulong delay_us = (gulong)g_rand_int_range(snapshot->random, 0, (gint32)snapshot->faults.max_delay_us + 1);
+        g_mutex_unlock(&snapshot->lock);
+        if (delay_us > 0)
+            g_usleep(delay_us);
+        answer(snapshot, call);
+        g_mutex_lock(&snapshot->lock);
+    }
+    g_mutex_unlock(&snapshot->lock);
+    return NULL;
+}
+
+static void submit(Call *call) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)call->disk->base.snapshot;
+    const MemoryFaults *faults = &snapshot->faults;
+    uint64_t zero_bytes = call->buffer ? extents_count_zero(call->disk->extents, call->offset, call->length) : 0;
+
+    g_mutex_lock(&snapshot->lock);
+    snapshot->counts.reads += call->buffer != NULL;
+    snapshot->counts.questions += call->buffer == NULL;
+    snapshot->counts.zero_bytes_read += zero_bytes;
+    snapshot->counts.outstanding++;
+    unsigned number = snapshot->counts.reads + snapshot->counts.questions;
+    gboolean fails =
+        faults->fail_call && (faults->fail_rest ? number >= faults->fail_call : number == faults->fail_call);
+    if (fails || snapshot->ended)
+        call->error = -EIO;
+    gboolean at_once = snapshot->ended || (fails && faults->fail_at_once);
+    if (!at_once)
+        g_ptr_array_add(snapshot->calls, call);
+    g_cond_broadcast(&snapshot->changed);
+    g_mutex_unlock(&snapshot->lock);
+    if (at_once)
+        answer(snapshot, call);
+}
+
+static void memory_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                        gpointer user_data) {
+    Call *call = g_new0(Call, 1);
+    *call = (Call){.disk = (MemoryDisk *)disk,
+                   .buffer = buffer,
+                   .length = length,
+                   .offset = offset,
+                   .read_done = done,
+                   .user_data = user_data};
+    submit(call);
+}
+
+static void memory_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
+                           gpointer user_data) {
+    Call *call = g_new0(Call, 1);
+    *call = (Call){
+        .disk = (MemoryDisk *)disk, .length = length, .offset = offset, .extents_done = done, .user_data = user_data};
+    submit(call);
+}
+
+static gboolean memory_end(VmsnapSnapshot *base, gboolean aborted, GError **error) {
+    (void)aborted;
+    (void)error;
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    snapshot->ended = TRUE;
+    g_cond_broadcast(&snapshot->changed);
+    g_mutex_unlock(&snapshot->lock);
+    for (int i = 0; i < N_THREADS; i++)
+        (void)g_thread_join(g_steal_pointer(&snapshot->threads[i]));
+    return TRUE;
+}
+
+static void memory_free(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    for (guint i = 0; i < base->disks->len; i++)
+        g_array_unref(((MemoryDisk *)g_ptr_array_index(base->disks, i))->extents);
+    vmsnap_snapshot_clear(base);
+    g_ptr_array_unref(snapshot->calls);
+    g_rand_free(snapshot->random);
+    g_cond_clear(&snapshot->changed);
+    g_mutex_clear(&snapshot->lock);
+    g_free(snapshot);
+}
+
+static const VmsnapBackend memory_backend = {
+    .name = "memory",
+    .end = memory_end,
+    .free = memory_free,
+    .read = memory_read,
+    .extents = memory_extents,
+};
+
+VmsnapSnapshot *memory_snapshot_new(const MemoryFaults *faults) {
+    MemorySnapshot *snapshot = g_new0(MemorySnapshot, 1);
+    vmsnap_snapshot_init(&snapshot->base, &memory_backend);
+    snapshot->base.uuid = g_strdup("6f1c2d3e-0000-4000-8000-000000000001");
+    snapshot->base.machine = g_strdup("vm1");
+    snapshot->base.machine_uuid = g_strdup("6f1c2d3e-0000-4000-8000-00000000000a");
+    snapshot->base.instant_ns = INT64_C(1700000000123456789);
+    if (faults)
+        snapshot->faults = *faults;
+    g_mutex_init(&snapshot->lock);
+    g_cond_init(&snapshot->changed);
+    snapshot->calls = g_ptr_array_new();
+    snapshot->random = g_rand_new_with_seed((guint32)g_test_rand_int());
+    for (int i = 0; i < N_THREADS; i++)
+        snapshot->threads[i] = g_thread_new("memory-backend", answer_thread, snapshot);
+    return &snapshot->base;
+}
+
+VmsnapDisk *memory_snapshot_add_disk(VmsnapSnapshot *snapshot, const char *name, GArray *extents) {
+    MemoryDisk *disk = g_new0(MemoryDisk, 1);
+    disk->base.snapshot = snapshot;
+    disk->base.name = g_strdup(name);
+    disk->base.source = g_strdup_printf("/images/%s.qcow2", name);
+    for (guint i = 0; i < extents->len; i++)
+        disk->base.size_bytes += g_array_index(extents, VmsnapExtent, i).length_bytes;
+    disk->extents = extents;
+    disk->seed = random_below(UINT64_MAX);
+    g_ptr_array_add(snapshot->disks, disk);
+    return &disk->base;
+}
+
+void memory_snapshot_hold(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    snapshot->held = TRUE;
+    g_mutex_unlock(&snapshot->lock);
+}
+
+void memory_snapshot_release(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    snapshot->held = FALSE;
+    g_cond_broadcast(&snapshot->changed);
+    g_mutex_unlock(&snapshot->lock);
+}
+
+MemoryCounts memory_snapshot_count(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    MemoryCounts counts = snapshot->counts;
+    g_mutex_unlock(&snapshot->lock);
+    return counts;
+}
+
+void memory_snapshot_end(VmsnapSnapshot *snapshot) {
+    g_assert_true(vmsnap_snapshot_end(snapshot, FALSE, NULL));
+    g_assert_cmpuint(memory_snapshot_count(snapshot).outstanding, ==, 0);
+}

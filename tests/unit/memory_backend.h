@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A backend for tests: disks whose extents are given and whose data are a function of the offset, so that a disk of
+ * 16 TiB costs nothing. It answers on threads of its own and in any order, as include/vmsnap/backend.h allows; it
+ * fails, delays and cuts short what it is told to; and it counts.
+ */
+#pragma once
+
+#include "vmsnap/backend.h"
+
+typedef struct {
+    unsigned fail_call;        /* this read or question, counted from 1, fails with -EIO; 0: none */
+    gboolean fail_rest;        /* and so does every later one */
+    gboolean fail_at_once;     /* before the call returns */
+    unsigned max_delay_us;     /* answers take up to this long */
+    uint64_t max_answer_bytes; /* an answer about extents covers at most this much; 0: no limit */
+    gboolean say_nothing;      /* an answer about extents is one extent without length */
+} MemoryFaults;
+
+typedef struct {
+    unsigned reads;           /* data reads that reached the backend */
+    unsigned questions;       /* and questions for extents */
+    unsigned outstanding;     /* calls whose callback has not returned */
+    uint64_t zero_bytes_read; /* bytes of zero extents that data reads asked for */
+} MemoryCounts;
+
+/** @faults: or NULL for none */
+VmsnapSnapshot *memory_snapshot_new(const MemoryFaults *faults);
+
+/** @extents: (transfer full) (element-type VmsnapExtent): the disk; its size is their sum */
+VmsnapDisk *memory_snapshot_add_disk(VmsnapSnapshot *snapshot, const char *name, GArray *extents);
+
+/** Answers wait from now on, until memory_snapshot_release(). */
+void memory_snapshot_hold(VmsnapSnapshot *snapshot);
+void memory_snapshot_release(VmsnapSnapshot *snapshot);
+
+MemoryCounts memory_snapshot_count(VmsnapSnapshot *snapshot);
+
+/** Ends the snapshot, whose views are freed afterwards by the caller, and checks that every callback was called. */
+void memory_snapshot_end(VmsnapSnapshot *snapshot);
+
+/** Returns: (transfer none): what the disk was made of. */
+const GArray *memory_disk_get_extents(const VmsnapDisk *disk);
+
+/** The naive expansion of a range: what any reader must see. */
+void memory_disk_expand(const VmsnapDisk *disk, uint8_t *buffer, size_t length, uint64_t offset);

@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The command line as people, mount(8), fstab and autofs write it. */
+#include "tools/options.h"
+
+#include "vmsnap/error.h"
+
+#include <string.h>
+#include <unistd.h>
+
+/* Parses "mount.vmsnap ARGUMENTS...". */
+static VmsnapOptions *parse(GError **error, ...) {
+    g_autoptr(GPtrArray) arguments = g_ptr_array_new();
+    g_ptr_array_add(arguments, (gpointer) "mount.vmsnap");
+    va_list list;
+    va_start(list, error);
+    char *argument;
+    while ((argument = va_arg(list, char *)))
+        g_ptr_array_add(arguments, argument);
+    va_end(list);
+    int count = (int)arguments->len;
+    g_ptr_array_add(arguments, NULL);
+    return vmsnap_options_parse(count, (char **)arguments->pdata, error);
+}
+
+static VmsnapOptions *parse_string(const char *string) {
+    g_autoptr(GError) error = NULL;
+    VmsnapOptions *options = parse(&error, "vm1", "/mnt", "-o", string, NULL);
+    g_assert_no_error(error);
+    g_assert_nonnull(options);
+    return options;
+}
+
+/* The error must be one of usage, a single line without a full stop, and have all of @parts in it. */
+static void check_usage_error(const GError *error, const char *const *parts) {
+    g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE);
+    gboolean full_stop = g_str_has_suffix(error->message, ".") && !g_str_has_suffix(error->message, "...");
+    if (strchr(error->message, '\n') || full_stop)
+        g_error("'%s' is not one line without a full stop", error->message);
+    for (; *parts; parts++)
+        if (!strstr(error->message, *parts))
+            g_error("'%s' does not say '%s'", error->message, *parts);
+}
+
+#define CHECK_USAGE_ERROR(error, ...) check_usage_error(error, (const char *const[]){__VA_ARGS__, NULL})
+
+static void check_refused(const char *string, const char *named) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse(&error, "vm1", "/mnt", "-o", string, NULL);
+    if (options)
+        g_error("the options '%s' are accepted", string);
+    CHECK_USAGE_ERROR(error, named);
+}
+
+static void test_a_bare_command_has_the_defaults(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse(&error, "vm1", "/mnt/snap", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstr(options->source, ==, "vm1");
+    g_assert_cmpstr(options->mount_point, ==, "/mnt/snap");
+    g_assert_false(options->fake || options->sloppy || options->verbose || options->foreground);
+    g_assert_false(options->show_version || options->allow_other);
+    g_assert_null(options->connect_uri);
+    g_assert_null(options->disks);
+    g_assert_null(options->exclude);
+    g_assert_null(options->scratch_dir);
+    g_assert_cmpuint(options->uid, ==, geteuid());
+    g_assert_cmpuint(options->gid, ==, getegid());
+    g_assert_cmpuint(options->mode, ==, 0400);
+    g_assert_cmpuint(options->timeout_ms, ==, 30000);
+    g_assert_cmpuint(options->mount_options->len, ==, 0);
+}
+
+static void test_own_options_are_read(void) {
+    g_autoptr(VmsnapOptions) options =
+        parse_string("connect=qemu:///session,disks=vda:vdb,exclude=sda,scratch=/srv/scratch,uid=1000,gid=1001,"
+                     "mode=0440,allow_other,timeout=7");
+    g_assert_cmpstr(options->connect_uri, ==, "qemu:///session");
+    g_assert_cmpstrv(options->disks, ((const char *[]){"vda", "vdb", NULL}));
+    g_assert_cmpstrv(options->exclude, ((const char *[]){"sda", NULL}));
+    g_assert_cmpstr(options->scratch_dir, ==, "/srv/scratch");
+    g_assert_cmpuint(options->uid, ==, 1000);
+    g_assert_cmpuint(options->gid, ==, 1001);
+    g_assert_cmpuint(options->mode, ==, 0440);
+    g_assert_true(options->allow_other);
+    g_assert_cmpuint(options->timeout_ms, ==, 7000);
+    g_assert_cmpuint(options->mount_options->len, ==, 0);
+}
+
+static void test_users_and_groups_have_names(void) {
+    g_autoptr(VmsnapOptions) options = parse_string("uid=root,gid=root");
+    g_assert_cmpuint(options->uid, ==, 0);
+    g_assert_cmpuint(options->gid, ==, 0);
+}
+
+static void test_no_mode_makes_files_executable(void) {
+    static const struct {
+        const char *string;
+        mode_t mode;
+    } cases[] = {{"mode=0777", 0666}, {"mode=644", 0644}, {"mode=400", 0400}, {"mode=0", 0}, {"mode=0750", 0640}};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
+        g_assert_cmpuint(options->mode, ==, cases[i].mode);
+    }
+}
+
+static void test_a_relative_scratch_directory_becomes_absolute(void) {
+    g_autofree char *directory = g_get_current_dir();
+    g_autofree char *expected = g_build_filename(directory, "scratch", NULL);
+    g_autoptr(VmsnapOptions) options = parse_string("scratch=./scratch");
+    g_assert_cmpstr(options->scratch_dir, ==, expected);
+}
+
+static void test_the_last_of_several_counts(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options =
+        parse(&error, "-o", "disks=vda,timeout=5,connect=a:///", "vm1", "-o", "disks=vdb:vdc", "/mnt", "-o",
+              "timeout=6,connect=b:///,scratch=/a,scratch=/b", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstrv(options->disks, ((const char *[]){"vdb", "vdc", NULL}));
+    g_assert_cmpuint(options->timeout_ms, ==, 6000);
+    g_assert_cmpstr(options->connect_uri, ==, "b:///");
+    g_assert_cmpstr(options->scratch_dir, ==, "/b");
+}
+
+static void test_bad_values_are_refused_by_name(void) {
+    static const struct {
+        const char *string;
+        const char *named;
+    } cases[] = {
+        {"connect", "'connect'"},
+        {"connect=", "'connect'"},
+        {"disks", "'disks'"},
+        {"disks=", "'disks'"},
+        {"disks=:", "disks=:"},
+        {"disks=vda:", "disks=vda:"},
+        {"disks=:vda", "disks=:vda"},
+        {"disks=vda::vdb", "disks=vda::vdb"},
+        {"exclude=", "'exclude'"},
+        {"exclude=vda:", "exclude=vda:"},
+        {"scratch", "'scratch'"},
+        {"scratch=", "'scratch'"},
+        {"uid", "'uid'"},
+        {"uid=nobody-of-that-name", "uid=nobody-of-that-name"},
+        {"uid=-1", "uid=-1"},
+        {"uid=4294967295", "uid=4294967295"},
+        {"uid=18446744073709551616", "uid=18446744073709551616"},
+        {"uid=10x", "uid=10x"},
+        {"gid=", "'gid'"},
+        {"gid=no-group-of-that-name", "gid=no-group-of-that-name"},
+        {"gid=4294967295", "gid=4294967295"},
+        {"mode=", "'mode'"},
+        {"mode=0800", "mode=0800"},
+        {"mode=1000", "mode=1000"},
+        {"mode=u+r", "mode=u+r"},
+        {"mode=-400", "mode=-400"},
+        {"timeout=", "'timeout'"},
+        {"timeout=0", "timeout=0"},
+        {"timeout=-1", "timeout=-1"},
+        {"timeout=3601", "timeout=3601"},
+        {"timeout=5s", "timeout=5s"},
+        {"timeout= 5", "timeout= 5"},
+        {"timeout=99999999999999999999", "timeout=99999999999999999999"},
+        {"allow_other=1", "allow_other=1"},
+        {"allow_other=", "allow_other="},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++)
+        check_refused(cases[i].string, cases[i].named);
+}
+
+static void test_a_bad_value_among_good_ones_is_refused(void) {
+    check_refused("rw,uid=0,timeout=never,disks=vda", "timeout=never");
+    check_refused("rw,timeout=never,remount", "timeout=never");
+}
+
+static void test_remount_is_refused(void) {
+    check_refused("remount", "'remount'");
+    check_refused("remount,rw", "'remount'");
+}
+
+static void test_options_of_mount_are_accepted(void) {
+    static const char *const strings[] = {
+        "rw",
+        "ro",
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "user=jane",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "sync",
+        "async",
+        "dirsync",
+        "atime",
+        "noatime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "lazytime",
+        "diratime",
+        "nodiratime",
+        "nosymfollow",
+        "silent",
+        "loud",
+        "x-systemd.automount",
+        "x-systemd.idle-timeout=10min",
+        "x-systemd.requires=libvirtd.service",
+        "x-gvfs-hide",
+        "x-mount.mkdir=0700",
+        "X-mount.mkdir",
+        "x-anything,X-anything=at all",
+        "comment=systemd.automount",
+        "comment=",
+        "uhelper=vmsnap",
+        "helper=vmsnap",
+        "",
+        ",",
+        "rw,,ro",
+        "noauto,user,nofail,_netdev,x-systemd.automount,x-gvfs-hide,comment=backup,defaults,relatime",
+        "rw,nosuid,nodev,noexec,relatime,user=jane,uhelper=vmsnap",
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(strings); i++) {
+        g_autoptr(VmsnapOptions) options = parse_string(strings[i]);
+        g_assert_false(options->allow_other);
+        g_assert_cmpuint(options->mode, ==, 0400);
+    }
+}
+
+/* The kernel gets what means something to it, and nothing that libfuse or it would refuse. */
+static void test_only_what_the_kernel_knows_is_forwarded(void) {
+    static const struct {
+        const char *string;
+        const char *forwarded;
+    } cases[] = {
+        {"rw,noauto,user,nofail,_netdev,x-systemd.automount,comment=a,defaults,relatime", ""},
+        {"noexec,allow_other,noatime", "noexec,noatime"},
+        {"nodiratime,timeout=5,noexec", "nodiratime,noexec"},
+        {"context=system_u:object_r:tmp_t:s0", "context=system_u:object_r:tmp_t:s0"},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
+        g_assert_cmpstr(options->mount_options->str, ==, cases[i].forwarded);
+    }
+}
+
+static void test_unknown_options_are_refused_unless_sloppy(void) {
+    static const char *const unknown[] = {"nonsense",   "nonsense=1", "disk=vda", "Disks=vda", "vda",
+                                          "allow_othe", "allow_root", "fsname=x", "uidx=1",    "commen=x"};
+    for (size_t i = 0; i < G_N_ELEMENTS(unknown); i++) {
+        g_autofree char *name = g_strndup(unknown[i], strcspn(unknown[i], "="));
+        g_autofree char *quoted = g_strdup_printf("'%s'", name);
+        check_refused(unknown[i], quoted);
+        g_autoptr(GError) error = NULL;
+        g_autoptr(VmsnapOptions) options = parse(&error, "vm1", "/mnt", "-s", "-o", unknown[i], NULL);
+        g_assert_no_error(error);
+        g_assert_true(options->sloppy);
+        g_assert_cmpuint(options->mount_options->len, ==, 0);
+    }
+}
+
+static void test_sloppy_tolerates_no_bad_values(void) {
+    g_autoptr(GError) error = NULL;
+    g_assert_null(parse(&error, "vm1", "/mnt", "-s", "-o", "timeout=never", NULL));
+    CHECK_USAGE_ERROR(error, "timeout=never");
+}
+
+static void test_quotes_keep_commas(void) {
+    g_autoptr(VmsnapOptions) options = parse_string("connect=\"qemu:///system?a,b\",scratch=\"/srv/a, b\",timeout=5");
+    g_assert_cmpstr(options->connect_uri, ==, "qemu:///system?a,b");
+    g_assert_cmpstr(options->scratch_dir, ==, "/srv/a, b");
+    g_assert_cmpuint(options->timeout_ms, ==, 5000);
+}
+
+static void test_open_quotes_are_refused(void) {
+    check_refused("scratch=\"/srv", "quote");
+    check_refused("scratch=\"/srv,timeout=5", "quote");
+    check_refused("timeout=5,scratch=\"", "quote");
+}
+
+static void test_values_keep_their_bytes(void) {
+    g_autoptr(VmsnapOptions) utf8 = parse_string("scratch=/srv/b\xc3\xbcro,connect=test:///\xc3\xa9");
+    g_assert_cmpstr(utf8->scratch_dir, ==, "/srv/b\xc3\xbcro");
+    g_assert_cmpstr(utf8->connect_uri, ==, "test:///\xc3\xa9");
+    g_autoptr(VmsnapOptions) latin1 = parse_string("scratch=/srv/b\xfcro");
+    g_assert_cmpstr(latin1->scratch_dir, ==, "/srv/b\xfcro");
+    g_autoptr(VmsnapOptions) equals = parse_string("connect=qemu:///system?socket=/run/a=b");
+    g_assert_cmpstr(equals->connect_uri, ==, "qemu:///system?socket=/run/a=b");
+}
+
+static void test_operands_keep_their_bytes(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse(&error, "b\xfcro \xc3\xbc,1", "/mnt/\xfc x", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstr(options->source, ==, "b\xfcro \xc3\xbc,1");
+    g_assert_cmpstr(options->mount_point, ==, "/mnt/\xfc x");
+}
+
+/* mount(8) hands over the path of a file in its directory that is called as the domain. */
+static void test_a_source_that_mount_took_for_a_file_is_a_name_again(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse(&error, "/root/vm1", "/mnt", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstr(options->source, ==, "vm1");
+}
+
+static void test_other_kinds_of_sources_stay_as_typed(void) {
+    static const char *const sources[] = {"qmp:/run/vm1/qmp.sock", "nbd+unix:///vda?socket=/run/nbd.sock",
+                                          "nbd://localhost:10809", "7", "6f1c2d3e-0000-4000-8000-000000000001"};
+    for (size_t i = 0; i < G_N_ELEMENTS(sources); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(VmsnapOptions) options = parse(&error, sources[i], "/mnt", NULL);
+        g_assert_no_error(error);
+        g_assert_cmpstr(options->source, ==, sources[i]);
+    }
+}
+
+static void test_letters_may_be_bundled(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse(&error, "vm1", "/mnt", "-fnrsv", NULL);
+    g_assert_no_error(error);
+    g_assert_true(options->fake && options->sloppy && options->verbose);
+    g_assert_false(options->foreground);
+}
+
+static void test_each_letter_of_mount_is_accepted(void) {
+    static const char *const letters[] = {"-f", "-n", "-r", "-s", "-v", "-w"};
+    for (size_t i = 0; i < G_N_ELEMENTS(letters); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(VmsnapOptions) options = parse(&error, "vm1", "/mnt", letters[i], NULL);
+        g_assert_no_error(error);
+        g_assert_cmpint(options->fake, ==, letters[i][1] == 'f');
+        g_assert_cmpint(options->verbose, ==, letters[i][1] == 'v');
+    }
+}
+
+/* The way mount(8) calls its helpers: "SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE.SUBTYPE]". */
+static void test_the_call_of_mount_is_understood(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options =
+        parse(&error, "vm1", "/mnt", "-sfnv", "-N", "/proc/1/ns/mnt", "-o", "rw,timeout=9", "-t", "vmsnap", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstr(options->source, ==, "vm1");
+    g_assert_cmpstr(options->mount_point, ==, "/mnt");
+    g_assert_cmpuint(options->timeout_ms, ==, 9000);
+}
+
+static void test_foreground_is_a_long_option(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse(&error, "--foreground", "vm1", "/mnt", NULL);
+    g_assert_no_error(error);
+    g_assert_true(options->foreground);
+    g_assert_false(options->fake);
+}
+
+static void test_the_version_needs_no_operands(void) {
+    static const char *const spellings[] = {"-V", "--version"};
+    for (size_t i = 0; i < G_N_ELEMENTS(spellings); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(VmsnapOptions) options = parse(&error, spellings[i], NULL);
+        g_assert_no_error(error);
+        g_assert_true(options->show_version);
+    }
+}
+
+static void test_help_is_printed(void) {
+    static const char *const spellings[] = {"-h", "--help"};
+    if (g_test_subprocess()) {
+        (void)parse(NULL, spellings[0], NULL);
+        return;
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_passed();
+    g_test_trap_assert_stdout("*SOURCE MOUNTPOINT*connect=URI*disks=*exclude=*scratch=*timeout=*");
+}
+
+static void test_missing_and_surplus_operands_are_refused(void) {
+    g_autoptr(GError) none = NULL, one = NULL, three = NULL, empty = NULL;
+    g_assert_null(parse(&none, NULL));
+    CHECK_USAGE_ERROR(none, "SOURCE MOUNTPOINT");
+    g_assert_null(parse(&one, "vm1", NULL));
+    CHECK_USAGE_ERROR(one, "SOURCE MOUNTPOINT");
+    g_assert_null(parse(&three, "vm1", "/mnt", "/mnt2", NULL));
+    CHECK_USAGE_ERROR(three, "SOURCE MOUNTPOINT");
+    g_assert_null(parse(&empty, "", "/mnt", NULL));
+    CHECK_USAGE_ERROR(empty, "no name");
+}
+
+static void test_unknown_letters_are_refused(void) {
+    static const char *const arguments[] = {"-x", "--nonsense", "-fx", "-o"};
+    for (size_t i = 0; i < G_N_ELEMENTS(arguments); i++) {
+        g_autoptr(GError) error = NULL;
+        g_assert_null(parse(&error, "vm1", "/mnt", arguments[i], NULL));
+        CHECK_USAGE_ERROR(error, "--help");
+    }
+}
+
+static void test_free_takes_null(void) {
+    vmsnap_options_free(NULL);
+}
+
+int main(int argc, char **argv) {
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/options/a-bare-command-has-the-defaults", test_a_bare_command_has_the_defaults);
+    g_test_add_func("/options/own-options-are-read", test_own_options_are_read);
+    g_test_add_func("/options/users-and-groups-have-names", test_users_and_groups_have_names);
+    g_test_add_func("/options/no-mode-makes-files-executable", test_no_mode_makes_files_executable);
+    g_test_add_func("/options/a-relative-scratch-directory-becomes-absolute",
+                    test_a_relative_scratch_directory_becomes_absolute);
+    g_test_add_func("/options/the-last-of-several-counts", test_the_last_of_several_counts);
+    g_test_add_func("/options/bad-values-are-refused-by-name", test_bad_values_are_refused_by_name);
+    g_test_add_func("/options/a-bad-value-among-good-ones-is-refused", test_a_bad_value_among_good_ones_is_refused);
+    g_test_add_func("/options/remount-is-refused", test_remount_is_refused);
+    g_test_add_func("/options/options-of-mount-are-accepted", test_options_of_mount_are_accepted);
+    g_test_add_func("/options/only-what-the-kernel-knows-is-forwarded", test_only_what_the_kernel_knows_is_forwarded);
+    g_test_add_func("/options/unknown-options-are-refused-unless-sloppy",
+                    test_unknown_options_are_refused_unless_sloppy);
+    g_test_add_func("/options/sloppy-tolerates-no-bad-values", test_sloppy_tolerates_no_bad_values);
+    g_test_add_func("/options/quotes-keep-commas", test_quotes_keep_commas);
+    g_test_add_func("/options/open-quotes-are-refused", test_open_quotes_are_refused);
+    g_test_add_func("/options/values-keep-their-bytes", test_values_keep_their_bytes);
+    g_test_add_func("/options/operands-keep-their-bytes", test_operands_keep_their_bytes);
+    g_test_add_func("/options/a-source-that-mount-took-for-a-file-is-a-name-again",
+                    test_a_source_that_mount_took_for_a_file_is_a_name_again);
+    g_test_add_func("/options/other-kinds-of-sources-stay-as-typed", test_other_kinds_of_sources_stay_as_typed);
+    g_test_add_func("/options/letters-may-be-bundled", test_letters_may_be_bundled);
+    g_test_add_func("/options/each-letter-of-mount-is-accepted", test_each_letter_of_mount_is_accepted);
+    g_test_add_func("/options/the-call-of-mount-is-understood", test_the_call_of_mount_is_understood);
+    g_test_add_func("/options/foreground-is-a-long-option", test_foreground_is_a_long_option);
+    g_test_add_func("/options/the-version-needs-no-operands", test_the_version_needs_no_operands);
+    g_test_add_func("/options/help-is-printed", test_help_is_printed);
+    g_test_add_func("/options/missing-and-surplus-operands-are-refused", test_missing_and_surplus_operands_are_refused);
+    g_test_add_func("/options/unknown-letters-are-refused", test_unknown_letters_are_refused);
+    g_test_add_func("/options/free-takes-null", test_free_takes_null);
+    return g_test_run();
+}

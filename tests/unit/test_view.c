@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Which files a snapshot has, and what its manifest and its status say. */
+#include "fs/manifest.h"
+#include "fs/status.h"
+#include "fs/view.h"
+
+#include "extents.h"
+#include "latch.h"
+#include "memory_backend.h"
+
+#include <json-glib/json-glib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DISK_BYTES (UINT64_C(8) << 20)
+
+typedef struct {
+    VmsnapSnapshot *snapshot;
+    VmsnapView *view;
+} Fixture;
+
+/* Two disks of 8 MiB, by turns 64 KiB of data and of zeroes. */
+static void fixture_init(Fixture *fixture) {
+    VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
+    (void)memory_snapshot_add_disk(snapshot, "vda", extents_alternate(DISK_BYTES, 64 << 10));
+    (void)memory_snapshot_add_disk(snapshot, "vdb", extents_alternate(DISK_BYTES, 64 << 10));
+    vmsnap_snapshot_add_file(snapshot, "domain.xml", g_bytes_new("<domain/>", 9), FALSE);
+    vmsnap_snapshot_add_file(snapshot, "backup.xml", g_bytes_new("<domainbackup/>", 15), TRUE);
+    vmsnap_snapshot_add_left_out(snapshot, "sda", "is a \"CD-ROM\"\n\\");
+    vmsnap_snapshot_add_version(snapshot, "vmsnap", g_strdup("0.1"));
+    vmsnap_snapshot_add_version(snapshot, "qemu", g_strdup("7.2.0"));
+    fixture->snapshot = snapshot;
+    fixture->view = vmsnap_view_new(snapshot);
+}
+
+static void fixture_scan(Fixture *fixture) {
+    Latch complete;
+    latch_init(&complete);
+    vmsnap_view_start(fixture->view);
+    for (guint i = 0; i < fixture->view->disks->len; i++) {
+        VmsnapDiskView *disk = g_ptr_array_index(fixture->view->disks, i);
+        vmsnap_scan_wait(disk->scan, G_MAXINT64, latch_count, &complete);
+    }
+    latch_wait(&complete, fixture->view->disks->len);
+    latch_clear(&complete);
+}
+
+static void fixture_clear(Fixture *fixture) {
+    memory_snapshot_end(fixture->snapshot);
+    vmsnap_view_free(fixture->view);
+    vmsnap_snapshot_free(fixture->snapshot);
+}
+
+static const VmsnapNode *find(const Fixture *fixture, const char *directory, const char *name) {
+    const VmsnapNode *node = vmsnap_tree_get(fixture->view->tree, VMSNAP_TREE_ROOT_ID);
+    if (directory)
+        node = vmsnap_tree_lookup(node, directory);
+    return vmsnap_tree_lookup(node, name);
+}
+
+static void test_files_stand_where_the_design_says(void) {
+    static const char *const in_root[] = {"vda.raw", "vdb.raw", "domain.xml", "manifest.json"};
+    static const char *const in_hidden[] = {"backup.xml", "status.json", "status"};
+    Fixture fixture;
+    fixture_init(&fixture);
+    for (size_t i = 0; i < G_N_ELEMENTS(in_root); i++)
+        g_assert_nonnull(find(&fixture, NULL, in_root[i]));
+    for (size_t i = 0; i < G_N_ELEMENTS(in_hidden); i++)
+        g_assert_nonnull(find(&fixture, ".vmsnap", in_hidden[i]));
+    g_assert_true(find(&fixture, NULL, ".vmsnap")->hidden);
+    g_assert_null(find(&fixture, NULL, "backup.xml"));
+    g_assert_null(find(&fixture, ".vmsnap", "domain.xml"));
+    fixture_clear(&fixture);
+}
+
+static void test_files_know_their_disk_and_size(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    const VmsnapNode *disk = find(&fixture, NULL, "vdb.raw");
+    g_assert_true(disk->disk == g_ptr_array_index(fixture.snapshot->disks, 1));
+    g_assert_cmpuint(disk->layout->size_bytes, ==, DISK_BYTES);
+    g_assert_null(find(&fixture, NULL, "domain.xml")->disk);
+    g_assert_cmpuint(find(&fixture, NULL, "domain.xml")->layout->size_bytes, ==, 9);
+    fixture_clear(&fixture);
+}
+
+static void test_a_view_asks_nothing_before_it_starts(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    g_assert_cmpuint(memory_snapshot_count(fixture.snapshot).questions, ==, 0);
+    fixture_scan(&fixture);
+    g_assert_cmpuint(memory_snapshot_count(fixture.snapshot).questions, ==, 2);
+    fixture_clear(&fixture);
+}
+
+static void test_a_machine_without_disks_has_its_other_files(void) {
+    Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
+    fixture.view = vmsnap_view_new(fixture.snapshot);
+    g_autofree char *status = vmsnap_status_build_json(fixture.view);
+    g_autofree char *text = vmsnap_status_build_text(fixture.view);
+    g_assert_nonnull(find(&fixture, NULL, "manifest.json"));
+    g_assert_nonnull(strstr(text, "100 %"));
+    fixture_clear(&fixture);
+}
+
+static JsonObject *parse(JsonParser *parser, const char *text, gssize length) {
+    g_autoptr(GError) error = NULL;
+    gboolean parsed = json_parser_load_from_data(parser, text, length, &error);
+    g_assert_no_error(error);
+    g_assert_true(parsed);
+    return json_node_get_object(json_parser_get_root(parser));
+}
+
+static void test_the_manifest_has_what_the_design_promises(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.snapshot);
+    g_autoptr(JsonParser) parser = json_parser_new();
+    gsize length;
+    const char *text = g_bytes_get_data(manifest, &length);
+    g_assert_cmpuint(find(&fixture, NULL, "manifest.json")->layout->size_bytes, ==, length);
+    JsonObject *root = parse(parser, text, (gssize)length);
+    g_assert_cmpstr(json_object_get_string_member(root, "uuid"), ==, fixture.snapshot->uuid);
+    g_assert_cmpstr(json_object_get_string_member(root, "instant"), ==, "2023-11-14T22:13:20.123456789Z");
+    g_assert_true(json_object_has_member(root, "checkpoint"));
+
+    JsonObject *source = json_object_get_object_member(root, "source");
+    g_assert_cmpstr(json_object_get_string_member(source, "backend"), ==, "memory");
+    g_assert_cmpstr(json_object_get_string_member(source, "name"), ==, "vm1");
+    g_assert_cmpstr(json_object_get_string_member(source, "uuid"), ==, fixture.snapshot->machine_uuid);
+
+    JsonArray *disks = json_object_get_array_member(root, "disks");
+    g_assert_cmpuint(json_array_get_length(disks), ==, 2);
+    JsonObject *disk = json_array_get_object_element(disks, 1);
+    g_assert_cmpstr(json_object_get_string_member(disk, "name"), ==, "vdb");
+    g_assert_cmpstr(json_object_get_string_member(disk, "file"), ==, "vdb.raw");
+    g_assert_cmpstr(json_object_get_string_member(disk, "source"), ==, "/images/vdb.qcow2");
+    g_assert_cmpint(json_object_get_int_member(disk, "size"), ==, (gint64)DISK_BYTES);
+
+    JsonArray *left_out = json_object_get_array_member(root, "left-out");
+    g_assert_cmpuint(json_array_get_length(left_out), ==, 1);
+    JsonObject *cdrom = json_array_get_object_element(left_out, 0);
+    g_assert_cmpstr(json_object_get_string_member(cdrom, "name"), ==, "sda");
+    g_assert_cmpstr(json_object_get_string_member(cdrom, "reason"), ==, "is a \"CD-ROM\"\n\\");
+
+    JsonObject *versions = json_object_get_object_member(root, "versions");
+    g_assert_cmpstr(json_object_get_string_member(versions, "vmsnap"), ==, "0.1");
+    g_assert_cmpstr(json_object_get_string_member(versions, "qemu"), ==, "7.2.0");
+    fixture_clear(&fixture);
+}
+
+static void test_instants_are_rfc_3339_in_utc(void) {
+    static const struct {
+        int64_t instant_ns;
+        const char *text;
+    } cases[] = {
+        {0, "1970-01-01T00:00:00.000000000Z"},
+        {1, "1970-01-01T00:00:00.000000001Z"},
+        {INT64_C(1709210096000000000), "2024-02-29T12:34:56.000000000Z"},
+        {INT64_C(4102444799999999999), "2099-12-31T23:59:59.999999999Z"},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autofree char *text = vmsnap_instant_format(cases[i].instant_ns);
+        g_assert_cmpstr(text, ==, cases[i].text);
+    }
+}
+
+static JsonObject *status_parse(JsonParser *parser, const Fixture *fixture) {
+    const VmsnapNode *node = find(fixture, ".vmsnap", "status.json");
+    g_autofree char *text = node->generate(node->generate_data);
+    g_assert_true(g_str_has_suffix(text, "\n"));
+    return parse(parser, text, -1);
+}
+
+static void test_the_status_has_what_the_design_promises(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    fixture_scan(&fixture);
+    VmsnapDiskView *vda = g_ptr_array_index(fixture.view->disks, 0);
+    vmsnap_progress_add(vda->progress, 0, 64 << 10);
+
+    g_autoptr(JsonParser) parser = json_parser_new();
+    JsonObject *root = status_parse(parser, &fixture);
+    g_assert_cmpstr(json_object_get_string_member(root, "status"), ==, "active");
+    g_assert_false(json_object_has_member(root, "errmsg"));
+    g_assert_cmpstr(json_object_get_string_member(root, "uuid"), ==, fixture.snapshot->uuid);
+    g_assert_cmpint(json_object_get_int_member(root, "start-time"), ==, 1700000000);
+    g_assert_cmpint(json_object_get_int_member(root, "total"), ==, (gint64)(2 * DISK_BYTES));
+    g_assert_cmpint(json_object_get_int_member(root, "zero-bytes"), ==, (gint64)DISK_BYTES);
+    g_assert_cmpint(json_object_get_int_member(root, "transferred"), ==, (gint64)DISK_BYTES + (64 << 10));
+    g_assert_cmpint(json_object_get_int_member(root, "dirty"), ==, (gint64)(2 * DISK_BYTES));
+
+    JsonArray *disks = json_object_get_array_member(root, "disks");
+    g_assert_cmpuint(json_array_get_length(disks), ==, 2);
+    for (guint i = 0; i < 2; i++) {
+        JsonObject *disk = json_array_get_object_element(disks, i);
+        g_assert_cmpstr(json_object_get_string_member(disk, "name"), ==, i ? "vdb" : "vda");
+        g_assert_cmpint(json_object_get_int_member(disk, "size"), ==, (gint64)DISK_BYTES);
+        g_assert_cmpint(json_object_get_int_member(disk, "data"), ==, (gint64)DISK_BYTES / 2);
+        g_assert_cmpint(json_object_get_int_member(disk, "read"), ==, i ? 0 : 64 << 10);
+        g_assert_false(json_object_has_member(disk, "scratch-used"));
+    }
+    fixture_clear(&fixture);
+}
+
+/* When every byte has been read or is known to be zero, there is nothing left to transfer. */
+static void test_transferred_reaches_total(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    fixture_scan(&fixture);
+    for (guint i = 0; i < 2; i++) {
+        VmsnapDiskView *disk = g_ptr_array_index(fixture.view->disks, i);
+        for (uint64_t offset = 0; offset < DISK_BYTES; offset += 128 << 10)
+            vmsnap_progress_add(disk->progress, offset, 64 << 10);
+    }
+    g_autoptr(JsonParser) parser = json_parser_new();
+    JsonObject *root = status_parse(parser, &fixture);
+    g_assert_cmpint(json_object_get_int_member(root, "transferred"), ==, json_object_get_int_member(root, "total"));
+    g_autofree char *text = vmsnap_status_build_text(fixture.view);
+    g_assert_nonnull(strstr(text, "100 %"));
+    fixture_clear(&fixture);
+}
+
+static void test_scratch_is_told_where_there_is_one(void) {
+    Fixture fixture;
+    g_autofree char *path = NULL;
+    int fd = g_file_open_tmp("vmsnap-XXXXXX", &path, NULL);
+    g_assert_cmpint(fd, >=, 0);
+    g_autofree char *content = g_strnfill(100000, 'x');
+    g_assert_cmpint(write(fd, content, 100000), ==, 100000);
+    g_assert_cmpint(fsync(fd), ==, 0);
+    fixture_init(&fixture);
+    VmsnapDisk *vda = g_ptr_array_index(fixture.snapshot->disks, 0),
+               *vdb = g_ptr_array_index(fixture.snapshot->disks, 1);
+    vda->scratch_path = g_strdup(path);
+    vdb->scratch_path = g_strdup("/nowhere/vdb.qcow2");
+
+    g_autoptr(JsonParser) parser = json_parser_new();
+    JsonArray *disks = json_object_get_array_member(status_parse(parser, &fixture), "disks");
+    JsonObject *disk = json_array_get_object_element(disks, 0);
+    g_assert_cmpint(json_object_get_int_member(disk, "scratch-used"), >=, 100000);
+    g_assert_cmpint(json_object_get_int_member(disk, "scratch-left"), >, 0);
+    g_assert_false(json_object_has_member(json_array_get_object_element(disks, 1), "scratch-used"));
+    g_autofree char *text = vmsnap_status_build_text(fixture.view);
+    g_assert_nonnull(strstr(text, "scratch"));
+    fixture_clear(&fixture);
+    (void)close(fd);
+    (void)unlink(path);
+}
+
+static void test_a_lost_snapshot_says_so_and_why(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    vmsnap_snapshot_break(fixture.snapshot, "the \"guest\" was\nstopped");
+    g_autoptr(JsonParser) parser = json_parser_new();
+    JsonObject *root = status_parse(parser, &fixture);
+    g_assert_cmpstr(json_object_get_string_member(root, "status"), ==, "error");
+    g_assert_cmpstr(json_object_get_string_member(root, "errmsg"), ==, "the \"guest\" was\nstopped");
+    g_autofree char *text = vmsnap_status_build_text(fixture.view);
+    g_assert_nonnull(strstr(text, "error: the \"guest\" was\nstopped"));
+    fixture_clear(&fixture);
+}
+
+static void test_the_status_for_people_names_each_disk(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    fixture_scan(&fixture);
+    const VmsnapNode *node = find(&fixture, ".vmsnap", "status");
+    g_autofree char *text = node->generate(node->generate_data);
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    g_assert_cmpuint(g_strv_length(lines), ==, 6);
+    g_assert_cmpstr(lines[0], ==, "snapshot 6f1c2d3e-0000-4000-8000-000000000001 of vm1");
+    g_assert_nonnull(strstr(lines[1], "2023-11-14T22:13:20.123456789Z"));
+    g_assert_nonnull(strstr(lines[2], "active, 50 % done"));
+    g_assert_true(g_str_has_prefix(lines[3], "vda "));
+    g_assert_true(g_str_has_prefix(lines[4], "vdb "));
+    g_assert_cmpstr(lines[5], ==, "");
+    fixture_clear(&fixture);
+}
+
+static gpointer read_status(gpointer view) {
+    for (int i = 0; i < 20; i++) {
+        g_autofree char *json = vmsnap_status_build_json(view);
+        g_autofree char *text = vmsnap_status_build_text(view);
+        g_assert_cmpint(json[0], ==, '{');
+        g_assert_true(g_str_has_prefix(text, "snapshot "));
+    }
+    return NULL;
+}
+
+static void test_threads_may_read_the_status_at_once(void) {
+    Fixture fixture;
+    GThread *threads[3];
+    fixture_init(&fixture);
+    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+        threads[i] = g_thread_new("status", read_status, fixture.view);
+    fixture_scan(&fixture);
+    vmsnap_snapshot_break(fixture.snapshot, "the guest was stopped");
+    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+        (void)g_thread_join(threads[i]);
+    fixture_clear(&fixture);
+}
+
+int main(int argc, char **argv) {
+    /* A time zone that no instant may be told in. */
+    g_assert_true(g_setenv("TZ", "Asia/Kathmandu", TRUE));
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/view/files-stand-where-the-design-says", test_files_stand_where_the_design_says);
+    g_test_add_func("/view/files-know-their-disk-and-size", test_files_know_their_disk_and_size);
+    g_test_add_func("/view/a-view-asks-nothing-before-it-starts", test_a_view_asks_nothing_before_it_starts);
+    g_test_add_func("/view/a-machine-without-disks-has-its-other-files",
+                    test_a_machine_without_disks_has_its_other_files);
+    g_test_add_func("/manifest/has-what-the-design-promises", test_the_manifest_has_what_the_design_promises);
+    g_test_add_func("/manifest/instants-are-rfc-3339-in-utc", test_instants_are_rfc_3339_in_utc);
+    g_test_add_func("/status/has-what-the-design-promises", test_the_status_has_what_the_design_promises);
+    g_test_add_func("/status/transferred-reaches-total", test_transferred_reaches_total);
+    g_test_add_func("/status/scratch-is-told-where-there-is-one", test_scratch_is_told_where_there_is_one);
+    g_test_add_func("/status/a-lost-snapshot-says-so-and-why", test_a_lost_snapshot_says_so_and_why);
+    g_test_add_func("/status/for-people-names-each-disk", test_the_status_for_people_names_each_disk);
+    g_test_add_func("/status/threads-may-read-it-at-once", test_threads_may_read_the_status_at_once);
+    return g_test_run();
+}
