@@ -46,8 +46,8 @@ def run(*command, user=None, status=0, timeout=PATIENCE, environment=(), **optio
     """
     Runs a command and returns what it printed. It must end with STATUS, or with any if STATUS is None.
 
-    USER is 'backupuser' for the sandbox's ordinary user, or any other account; ENVIRONMENT is a dict of variables to add to that user's.
-    Returns the CompletedProcess, of text unless text=False.
+    USER is 'backupuser' for the sandbox's ordinary user, or another account; ENVIRONMENT is a dict of variables to add
+    to that user's. Returns the CompletedProcess, of text unless text=False.
     """
     command = [str(word) for word in command]
     if user:
@@ -478,9 +478,14 @@ class Mount:
 
     def wait_ended(self):
         """Waits until nothing is left, after an end that does not wait itself."""
-        with contextlib.suppress(AssertionError):
-            wait_until(lambda: not left_behind(self.vm) - self._before, 'nothing is left')
-        self._assert_nothing_left()
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._assert_nothing_left()
+            except AssertionError:  # also of virsh, to which libvirt cannot always tell what a job is just doing
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.05)
 
     def _assert_nothing_left(self):
         left = left_behind(self.vm) - self._before
