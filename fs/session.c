@@ -19,10 +19,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -131,16 +129,16 @@ static gboolean is_mounted(const VmsnapSession *session) {
     g_autofree char *table = NULL;
     if (session->mount_id == 0 || !g_file_get_contents("/proc/self/mountinfo", &table, NULL, NULL))
         return FALSE;
+    g_autofree char *id = g_strdup_printf("%" G_GUINT64_FORMAT, session->mount_id);
     g_auto(GStrv) lines = g_strsplit(table, "\n", -1);
     gboolean found = FALSE;
     for (char **line = lines; *line && !found; line++) {
-        uint64_t id = 0;
-        char *escaped = NULL;
-        if (sscanf(*line, "%" SCNu64 " %*u %*u:%*u %*s %ms", &id, &escaped) == 2 && id == session->mount_id) {
-            g_autofree char *mount_point = g_strcompress(escaped);
-            found = g_str_equal(mount_point, session->mount_point);
-        }
-        free(escaped);
+        /* mount id, parent id, device, root, mount point with octal escapes, and what follows */
+        g_auto(GStrv) fields = g_strsplit(*line, " ", 6);
+        if (g_strv_length(fields) < 5 || !g_str_equal(fields[0], id))
+            continue;
+        g_autofree char *mount_point = g_strcompress(fields[4]);
+        found = g_str_equal(mount_point, session->mount_point);
     }
     return found;
 }

@@ -152,16 +152,28 @@ static void test_a_fragmented_16_tib_disk_stays_within_the_bound(void) {
     g_assert_cmpuint(vmsnap_extent_map_get_known_bytes(map), ==, n_filled * WINDOW_BYTES);
 }
 
-/* Runs of a byte by turns are the worst that there can be. */
+/* Runs of a byte by turns are the worst that there can be; the window may end at any moment of that. */
 static void test_the_worst_window_stays_within_the_bound(void) {
-    uint64_t size = 1 << 20;
-    size_t bound = 16 << 10;
-    g_autoptr(VmsnapExtentMap) map = vmsnap_extent_map_new(size, bound);
+    size_t bound = 1 << 10;
+    for (uint64_t size = 1; size < 5000; size += 7) {
+        g_autoptr(VmsnapExtentMap) map = vmsnap_extent_map_new(size, bound);
+        VmsnapExtentWindow *window = vmsnap_extent_window_new(map, 0);
+        for (uint64_t i = 0; i < size; i++)
+            vmsnap_extent_window_append(window, i % 2 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, 1);
+        vmsnap_extent_map_publish(map, window);
+        g_assert_cmpuint(vmsnap_extent_map_get_memory_bytes(map), <=, bound);
+        g_assert_cmpuint(vmsnap_extent_map_get_known_bytes(map), ==, size);
+    }
+}
+
+/* So many changes that doubling a bound for each of their overflows would leave the range of any number. */
+static void test_a_window_of_very_many_changes_ends(void) {
+    uint64_t size = 4 << 20;
+    g_autoptr(VmsnapExtentMap) map = vmsnap_extent_map_new(size, 1 << 10);
     VmsnapExtentWindow *window = vmsnap_extent_window_new(map, 0);
-    for (uint64_t i = 0; i < size; i++)
-        vmsnap_extent_window_append(window, i % 2 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, 1);
+    for (uint64_t i = 0; i < size; i += 4)
+        vmsnap_extent_window_append(window, i % 8 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, 4);
     vmsnap_extent_map_publish(map, window);
-    g_assert_cmpuint(vmsnap_extent_map_get_memory_bytes(map), <=, bound);
     g_assert_cmpuint(vmsnap_extent_map_get_known_bytes(map), ==, size);
 }
 
@@ -252,6 +264,7 @@ int main(int argc, char **argv) {
                     test_a_fragmented_16_tib_disk_stays_within_the_bound);
     g_test_add_func("/extent-map/the-worst-window-stays-within-the-bound",
                     test_the_worst_window_stays_within_the_bound);
+    g_test_add_func("/extent-map/a-window-of-very-many-changes-ends", test_a_window_of_very_many_changes_ends);
     g_test_add_func("/extent-map/a-window-within-the-bound-keeps-every-hole",
                     test_a_window_within_the_bound_keeps_every_hole);
     g_test_add_func("/extent-map/the-shortest-holes-go-first", test_the_shortest_holes_go_first);
