@@ -125,6 +125,11 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
     }
     if (!socket && !job_runs(domain))
         return TRUE;
+    /* While a backup begins or ends, libvirt knows of a job but has no XML of it. */
+    char uuid[VIR_UUID_STRING_BUFLEN] = "";
+    (void)virDomainGetUUIDString(domain, uuid);
+    if (!socket && !vmsnap_record_machine_is_free(name, uuid, error))
+        return FALSE;
     gboolean alive = FALSE;
     g_autoptr(VmsnapRecord) record = socket ? vmsnap_record_find_by_socket(socket, &alive) : NULL;
     if (alive)

@@ -210,17 +210,16 @@ static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const
     return g_strcmp0(record->machine_uuid, machine_uuid) == 0 && record_is_alive_at(fd);
 }
 
-static gboolean machine_is_free(const VmsnapRecord *record, GError **error) {
+gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error) {
     int fd = -1;
-    g_autoptr(VmsnapRecord) other =
-        record->machine_uuid ? record_find(matches_living_machine, record->machine_uuid, &fd) : NULL;
+    g_autoptr(VmsnapRecord) other = machine_uuid ? record_find(matches_living_machine, machine_uuid, &fd) : NULL;
     if (!other)
         return TRUE;
     (void)close(fd);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to mount domain '%s': it is mounted on '%s' already, or just being mounted or unmounted there "
                 "(process %d); unmount that first, or try again",
-                record->machine, other->mount_point, (int)other->pid);
+                machine, other->mount_point, (int)other->pid);
     return FALSE;
 }
 
@@ -233,7 +232,7 @@ int vmsnap_record_write(const VmsnapRecord *record, GError **error) {
     int fd = -1, directory_fd = open(runtime, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory_fd < 0 || flock(directory_fd, LOCK_EX) != 0)
         set_write_error(path, error);
-    else if (machine_is_free(record, error))
+    else if (vmsnap_record_machine_is_free(record->machine, record->machine_uuid, error))
         fd = record_make(record, path, error);
     if (directory_fd >= 0)
         (void)close(directory_fd);

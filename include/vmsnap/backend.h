@@ -8,8 +8,9 @@
  * - All disks of a snapshot show one instant. Every write that the guest had seen completed before instant_ns is in it,
  *   and no write that it began after vmsnap_snapshot_begin() returned is.
  * - A read gives the bytes of that instant or an error, never other bytes, and the same range reads the same every
- *   time: as long as nobody but us ends the snapshot. Who else does may have reads of that moment see the present, since
- *   QEMU drops copy-before-write before libvirt drops the export. So what makes a copy good is vmsnap_snapshot_end().
+ *   time: as long as nobody but us ends the snapshot. Where somebody else does, reads of that moment may see the
+ *   present, since QEMU drops copy-before-write before libvirt drops the export. So what makes a copy good is
+ *   vmsnap_snapshot_end().
  * - A lost snapshot is sticky: after vmsnap_snapshot_break() every read of every disk fails with -EIO, and
  *   vmsnap_snapshot_end() fails.
  * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too.

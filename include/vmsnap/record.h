@@ -58,6 +58,9 @@ int vmsnap_record_write(const VmsnapRecord *record, GError **error);
  */
 void vmsnap_record_end(int fd, const VmsnapRecord *record, gboolean keep);
 
+/** Returns: FALSE with @error set if there is a living record of the machine, which is named @machine to people. */
+gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error);
+
 /**
  * vmsnap_record_find_by_mount_point:
  * @ret_fd: a descriptor of the record, belongs to the caller; -1 if there is none
