@@ -5,6 +5,7 @@
 #include "vmsnap/error.h"
 
 #include <glib/gstdio.h>
+#include <grp.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -114,14 +115,14 @@ static void test_root_has_its_own_rights_back_afterwards(void) {
         return;
     }
     Fixture fixture;
-    gid_t groups_before[64] = {0}, groups_after[64] = {0};
+    gid_t groups[] = {4242, 4243}, groups_after[16] = {0};
+    g_assert_cmpint(setgroups(G_N_ELEMENTS(groups), groups), ==, 0);
     fixture_init(&fixture, "secret", 6);
     g_assert_cmpint(chmod(fixture.path, 0600), ==, 0);
-    int n_before = getgroups(G_N_ELEMENTS(groups_before), groups_before);
     g_assert_null(vmsnap_config_file_load(fixture.path, NOBODY, NOBODY, fixture.directory, NULL));
     int n_after = getgroups(G_N_ELEMENTS(groups_after), groups_after);
-    g_assert_cmpmem(groups_before, sizeof groups_before, groups_after, sizeof groups_after);
-    g_assert_cmpint(n_before, ==, n_after);
+    g_assert_cmpint(n_after, ==, G_N_ELEMENTS(groups));
+    g_assert_cmpmem(groups_after, sizeof groups, groups, sizeof groups);
     g_autoptr(GBytes) own = vmsnap_config_file_load(fixture.path, 0, 0, fixture.directory, NULL);
     g_assert_nonnull(own);
     fixture_clear(&fixture);

@@ -120,7 +120,8 @@ static void test_zero_only_becomes_data_past_the_bound(void) {
     for (int run = 0; run < 20; run++) {
         uint64_t size = WINDOW_BYTES / 4 + random_below(2 * WINDOW_BYTES);
         g_autoptr(GArray) extents = extents_random(size, 64 << 20);
-        g_autoptr(VmsnapExtentMap) map = map_new_tight(size, 16 + random_below(64));
+        size_t max_changes = 16 + random_below(64);
+        g_autoptr(VmsnapExtentMap) map = map_new_tight(size, max_changes);
         for (uint64_t i = 0; i < vmsnap_extent_map_get_window_count(map); i++)
             map_fill_window(map, extents, i);
 
@@ -134,6 +135,8 @@ static void test_zero_only_becomes_data_past_the_bound(void) {
             zero_bytes += length;
         }
         g_assert_cmpuint(vmsnap_extent_map_get_zero_bytes(map), ==, zero_bytes);
+        g_assert_cmpuint(vmsnap_extent_map_get_memory_bytes(map), <=,
+                         vmsnap_extent_map_get_window_count(map) * (max_changes + 4) * sizeof(uint32_t));
     }
 }
 

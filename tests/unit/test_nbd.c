@@ -664,22 +664,24 @@ static gpointer submit_until_it_fails(gpointer data) {
 }
 
 static void test_the_server_may_die_while_threads_submit(void) {
-    Server server;
-    Client client;
-    Submitter submitters[N_SUBMITTERS];
-    GThread *threads[N_SUBMITTERS];
-    server_start(&server, "pattern 10M");
-    client_open(&client, &server, 1);
-    for (int i = 0; i < N_SUBMITTERS; i++) {
-        submitters[i].client = &client;
-        threads[i] = g_thread_new("submitter", submit_until_it_fails, &submitters[i]);
+    for (int run = 0; run < 8; run++) {
+        Server server;
+        Client client;
+        Submitter submitters[N_SUBMITTERS];
+        GThread *threads[N_SUBMITTERS];
+        server_start(&server, "pattern 10M");
+        client_open(&client, &server, 1);
+        for (int i = 0; i < N_SUBMITTERS; i++) {
+            submitters[i].client = &client;
+            threads[i] = g_thread_new("submitter", submit_until_it_fails, &submitters[i]);
+        }
+        g_usleep(random_below(20000));
+        server_kill(&server);
+        for (int i = 0; i < N_SUBMITTERS; i++)
+            (void)g_thread_join(threads[i]);
+        client_clear(&client);
+        server_clear(&server);
     }
-    g_usleep(20000);
-    server_kill(&server);
-    for (int i = 0; i < N_SUBMITTERS; i++)
-        (void)g_thread_join(threads[i]);
-    client_clear(&client);
-    server_clear(&server);
 }
 
 static void test_close_may_come_while_threads_submit(void) {

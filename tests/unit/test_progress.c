@@ -4,6 +4,8 @@
 
 #include "extents.h"
 
+#include <pthread.h>
+
 #define BLOCK_BYTES 4096
 
 /* Returns: bytes of the blocks that are marked; the last block may be short. */
@@ -68,21 +70,40 @@ static void test_blocks_of_a_16_tib_disk_are_coarse_but_whole(void) {
     vmsnap_progress_free(progress);
 }
 
-static gpointer add_all(gpointer progress) {
-    for (uint64_t offset = 0; offset < 16 << 20; offset += 1000)
-        vmsnap_progress_add(progress, offset, MIN(3000, (16 << 20) - offset));
+#define N_THREADS 2
+#define N_RUNS 1000
+#define CONTENDED_BYTES (64 * BLOCK_BYTES)
+
+typedef struct {
+    pthread_barrier_t start;
+    VmsnapProgress *runs[N_RUNS];
+} Contention;
+
+static gpointer add_all(gpointer data) {
+    Contention *contention = data;
+    for (int i = 0; i < N_RUNS; i++) {
+        (void)pthread_barrier_wait(&contention->start);
+        for (uint64_t offset = 0; offset < CONTENDED_BYTES; offset += BLOCK_BYTES)
+            vmsnap_progress_add(contention->runs[i], offset, BLOCK_BYTES);
+    }
     return NULL;
 }
 
 static void test_threads_count_no_byte_twice(void) {
-    VmsnapProgress *progress = vmsnap_progress_new(16 << 20);
-    GThread *threads[4];
-    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
-        threads[i] = g_thread_new("adder", add_all, progress);
-    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+    g_autofree Contention *contention = g_new0(Contention, 1);
+    GThread *threads[N_THREADS];
+    g_assert_cmpint(pthread_barrier_init(&contention->start, NULL, N_THREADS), ==, 0);
+    for (int i = 0; i < N_RUNS; i++)
+        contention->runs[i] = vmsnap_progress_new(CONTENDED_BYTES);
+    for (int i = 0; i < N_THREADS; i++)
+        threads[i] = g_thread_new("adder", add_all, contention);
+    for (int i = 0; i < N_THREADS; i++)
         (void)g_thread_join(threads[i]);
-    g_assert_cmpuint(vmsnap_progress_get_bytes(progress), ==, 16 << 20);
-    vmsnap_progress_free(progress);
+    for (int i = 0; i < N_RUNS; i++) {
+        g_assert_cmpuint(vmsnap_progress_get_bytes(contention->runs[i]), ==, CONTENDED_BYTES);
+        vmsnap_progress_free(contention->runs[i]);
+    }
+    (void)pthread_barrier_destroy(&contention->start);
 }
 
 int main(int argc, char **argv) {

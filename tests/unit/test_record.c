@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <grp.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -329,30 +330,44 @@ static void test_a_dead_record_keeps_no_machine_busy(void) {
     remove_records();
 }
 
+#define N_BEGINNERS 6
+
+typedef struct {
+    pthread_barrier_t start;
+    int n_winners; /* atomic */
+} Race;
+
 static gpointer try_to_write(gpointer data) {
+    Race *race = data;
     g_autofree char *uuid = g_uuid_string_random();
     g_autoptr(VmsnapRecord) record = record_of(uuid, "/mnt");
     record->machine_uuid = g_strdup(MACHINE);
     record->machine = g_strdup("vm1");
+    (void)pthread_barrier_wait(&race->start);
     int fd = vmsnap_record_write(record, NULL);
     if (fd >= 0)
-        g_atomic_int_inc((int *)data);
+        g_atomic_int_inc(&race->n_winners);
     return GINT_TO_POINTER(fd);
 }
 
 static void test_of_many_who_begin_at_once_one_comes_further(void) {
-    GThread *threads[8];
-    int fds[8], n_winners = 0;
-    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
-        threads[i] = g_thread_new("beginner", try_to_write, &n_winners);
-    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
-        fds[i] = GPOINTER_TO_INT(g_thread_join(threads[i]));
-    g_assert_cmpint(n_winners, ==, 1);
-    g_assert_cmpuint(count_files(), ==, 1);
-    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++)
-        if (fds[i] >= 0)
-            (void)close(fds[i]);
-    remove_records();
+    for (int run = 0; run < 30; run++) {
+        Race race = {.n_winners = 0};
+        GThread *threads[N_BEGINNERS];
+        int fds[N_BEGINNERS];
+        g_assert_cmpint(pthread_barrier_init(&race.start, NULL, N_BEGINNERS), ==, 0);
+        for (int i = 0; i < N_BEGINNERS; i++)
+            threads[i] = g_thread_new("beginner", try_to_write, &race);
+        for (int i = 0; i < N_BEGINNERS; i++)
+            fds[i] = GPOINTER_TO_INT(g_thread_join(threads[i]));
+        g_assert_cmpint(race.n_winners, ==, 1);
+        g_assert_cmpuint(count_files(), ==, 1);
+        for (int i = 0; i < N_BEGINNERS; i++)
+            if (fds[i] >= 0)
+                (void)close(fds[i]);
+        (void)pthread_barrier_destroy(&race.start);
+        remove_records();
+    }
 }
 
 static void write_file(const char *name, const char *content, gssize length) {
