@@ -120,6 +120,14 @@ class Mount8(lib.TestCase):
             run('umount', self.point)
         self.assert_ended()
 
+    def test_type_that_findmnt_shows(self):
+        """The type that the mount has can be given too, and a remount without an fstab line finds the same helper."""
+        run('mount', '-t', 'fuse.vmsnap', self.vm.name, self.point, cwd=ELSEWHERE)
+        line = complaint('mount', '-o', 'remount', self.point, status=1)
+        self.assertRegex(line, "'remount': a snapshot cannot change; unmount it and mount it anew$")
+        run('umount', self.point)
+        self.assert_ended()
+
     def test_source_that_is_a_file_too(self):
         """mount(8) makes a path of a source that is a file in the current directory; a domain is meant nevertheless."""
         self.assertTrue((lib.SANDBOX / self.vm.name).is_dir())
