@@ -11,7 +11,7 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
  * @threads: must outlive the pool
  * @max_connections: at least 1; more than one are made only where the server allows it
  * @timeout_ms: for the server to let each connection in
- * @lost: called with the first connection that is lost; all reads fail from then on
+ * @lost: called with each connection that is lost, before its reads fail; the others go on
  *
  * Connects. Blocks. Returns: the pool, or NULL with @error set.
  */
