@@ -283,6 +283,9 @@ class Files(lib.TestCase):
         uuid_before = self.mount.status()['uuid']
         self.mount.umount()
         self.mount.mount()
+        # The mount does not wait for the maps of the disks, but stat(2) does.
+        for name in ('vda.raw', 'vdb.raw'):
+            (self.mount / name).stat()
         first = self.mount.status()
         self.assertNotEqual(first['uuid'], uuid_before)
         self.assertEqual((first['status'], first['total']), ('active', 320 * MIB + 512))
