@@ -68,6 +68,10 @@ void vmsnap_snapshot_break(VmsnapSnapshot *snapshot, const char *format, ...) {
     g_atomic_int_set(&snapshot->broken, TRUE);
 }
 
+gboolean vmsnap_snapshot_is_broken(const VmsnapSnapshot *snapshot) {
+    return g_atomic_int_get(&snapshot->broken);
+}
+
 char *vmsnap_snapshot_dup_break_reason(VmsnapSnapshot *snapshot) {
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&snapshot->lock);
     return g_strdup(snapshot->break_reason);
@@ -80,7 +84,7 @@ static void disk_check_range(const VmsnapDisk *disk, uint64_t offset, uint64_t l
 void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                       gpointer user_data) {
     disk_check_range(disk, offset, length);
-    if (g_atomic_int_get(&disk->snapshot->broken))
+    if (vmsnap_snapshot_is_broken(disk->snapshot))
         done(-EIO, user_data);
     else
         disk->snapshot->backend->read(disk, buffer, length, offset, done, user_data);
@@ -90,7 +94,7 @@ void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, Vms
                          gpointer user_data) {
     disk_check_range(disk, offset, length);
     g_assert(length <= MAX_EXTENTS_LENGTH_BYTES);
-    if (g_atomic_int_get(&disk->snapshot->broken))
+    if (vmsnap_snapshot_is_broken(disk->snapshot))
         done(-EIO, NULL, 0, user_data);
     else
         disk->snapshot->backend->extents(disk, offset, length, done, user_data);

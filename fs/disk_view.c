@@ -5,9 +5,10 @@
 /* A 16 TiB disk in 64 KiB pieces by turns data and zero would want 1 GiB; past this bound small holes are data. */
 #define EXTENT_MEMORY_BYTES ((size_t)48 << 20)
 
-VmsnapDiskView *vmsnap_disk_view_new(VmsnapDisk *disk) {
+VmsnapDiskView *vmsnap_disk_view_new(VmsnapDisk *disk, VmsnapThrottle *throttle) {
     VmsnapDiskView *view = g_new0(VmsnapDiskView, 1);
     view->disk = disk;
+    view->throttle = throttle;
     view->scan = vmsnap_scan_new(disk, EXTENT_MEMORY_BYTES);
     view->progress = vmsnap_progress_new(disk->size_bytes);
     return view;

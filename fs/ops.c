@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * One function a FUSE operation: it finds the node and replies, or starts what replies later (fs/session.c says which
- * threads). Operations that would change something are missing: the mount is read-only, and the kernel answers them
- * with EROFS before they come here.
+ * threads). Nothing can be changed but by an order, which is text written into a live file that takes it; the
+ * operations that would are in refuse.c.
  */
 #define FUSE_USE_VERSION 312
 #include "ops.h"
 
-#include "manifest.h"
+#include "opener.h"
 #include "read.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 /* The tree never changes while it is mounted. */
 #define FOREVER_S 86400.0
@@ -23,14 +25,22 @@
 #define PREFERRED_READ_BYTES (1 << 20)
 #define STATFS_BLOCK_BYTES 4096
 #define MAX_BACKGROUND_REQUESTS 64
+/* Of files that take orders. */
+#define ORDER_MODE 0600
+#define MAX_ORDER_BYTES 4096
 
 void vmsnap_ops_init(VmsnapOps *ops, VmsnapView *view, const VmsnapSessionOptions *options) {
     ops->view = view;
+    ops->open_files = vmsnap_open_files_new();
     ops->uid = options->uid;
     ops->gid = options->gid;
     ops->file_mode = options->file_mode;
     ops->block_count_deadline_us = g_get_monotonic_time() + BLOCK_COUNT_WAIT_US;
     ops->directory_mode = options->file_mode | (options->file_mode & 0444) >> 2;
+}
+
+void vmsnap_ops_clear(VmsnapOps *ops) {
+    vmsnap_open_files_free(ops->open_files);
 }
 
 static const VmsnapOps *request_ops(fuse_req_t request) {
@@ -60,7 +70,7 @@ static void fill_file_size(const VmsnapNode *node, struct stat *ret_attributes) 
         ret_attributes->st_size = (off_t)node->layout->size_bytes;
         allocated_bytes = vmsnap_layout_get_allocated_bytes(node->layout);
     } else {
-        g_autofree char *content = node->generate(node->generate_data);
+        g_autofree char *content = node->generate(node->live_data);
         ret_attributes->st_size = (off_t)strlen(content);
         allocated_bytes = (uint64_t)ret_attributes->st_size;
     }
@@ -84,6 +94,11 @@ static void fill_attributes(const VmsnapOps *ops, const VmsnapNode *node, struct
     };
     if (!directory)
         fill_file_size(node, ret_attributes);
+    if (node->store) {
+        ret_attributes->st_mode = S_IFREG | ORDER_MODE;
+        ret_attributes->st_uid = geteuid();
+        ret_attributes->st_gid = getegid();
+    }
 }
 
 static gboolean attributes_are_final(const VmsnapNode *node) {
@@ -136,45 +151,83 @@ static void op_getattr(fuse_req_t request, fuse_ino_t id, struct fuse_file_info 
                      waiting);
 }
 
-/* A live file is made at open, so that one reader sees one state of it; its content travels in the handle. */
+static VmsnapOpenFile *open_file_of(const struct fuse_file_info *file) {
+    return (VmsnapOpenFile *)(uintptr_t)file->fh;
+}
+
+/* A live file is made at open, so that one reader sees one state of it. */
 static void op_open(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *file) {
+    const VmsnapOps *ops = request_ops(request);
     const VmsnapNode *node = request_node(request, id);
-    file->fh = 0;
-    file->noflush = 1;
-    if (node->generate) {
-        file->fh = (uintptr_t)node->generate(node->generate_data);
-        file->direct_io = 1;
-    } else {
-        file->keep_cache = 1;
+    if (((file->flags & O_ACCMODE) != O_RDONLY || (file->flags & O_TRUNC)) && !node->store) {
+        (void)fuse_reply_err(request, EROFS);
+        return;
     }
+    VmsnapOpenFile *open_file = vmsnap_open_files_open(ops->open_files, node, &ops->view->resources);
+    file->fh = (uintptr_t)open_file;
+    file->noflush = 1;
+    if (node->generate || vmsnap_opener_reads_large_blocks(fuse_req_ctx(request)->pid))
+        file->direct_io = 1;
+    else
+        file->keep_cache = 1;
     if (fuse_reply_open(request, file) != 0)
-        g_free((char *)(uintptr_t)file->fh);
+        vmsnap_open_files_close(ops->open_files, open_file);
 }
 
 static void op_release(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *file) {
     (void)id;
-    g_free((char *)(uintptr_t)file->fh);
+    vmsnap_open_files_close(request_ops(request)->open_files, open_file_of(file));
     (void)fuse_reply_err(request, 0);
 }
 
-static void read_done(int error, const void *data, size_t length, gpointer user_data) {
+static void read_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
     fuse_req_t request = user_data;
     if (error)
         (void)fuse_reply_err(request, -error);
     else
-        (void)fuse_reply_buf(request, data, length);
+        (void)fuse_reply_iov(request, pieces, (int)n_pieces);
 }
 
 static void op_read(fuse_req_t request, fuse_ino_t id, size_t length, off_t offset, struct fuse_file_info *file) {
-    const VmsnapNode *node = request_node(request, id);
-    if (node->layout) {
-        vmsnap_layout_read(node->layout, (uint64_t)offset, length, read_done, request);
+    (void)id;
+    const VmsnapOpenFile *open_file = open_file_of(file);
+    if (open_file->reader) {
+        vmsnap_reader_read(open_file->reader, (uint64_t)offset, length, read_done, request);
         return;
     }
-    const char *content = (const char *)(uintptr_t)file->fh;
-    size_t size = strlen(content);
+    size_t size = strlen(open_file->content);
     size_t start = MIN((size_t)offset, size);
-    (void)fuse_reply_buf(request, content + start, MIN(length, size - start));
+    (void)fuse_reply_buf(request, open_file->content + start, MIN(length, size - start));
+}
+
+/* An order is given by one write(2), as the shell's echo does it. */
+static void op_write(fuse_req_t request, fuse_ino_t id, const char *data, size_t length, off_t offset,
+                     struct fuse_file_info *file) {
+    (void)offset;
+    (void)file;
+    const VmsnapNode *node = request_node(request, id);
+    if (length > MAX_ORDER_BYTES) {
+        (void)fuse_reply_err(request, EFBIG);
+        return;
+    }
+    g_autofree char *text = g_strndup(data, length);
+    int error = node->store(g_strchomp(text), node->live_data);
+    if (error)
+        (void)fuse_reply_err(request, -error);
+    else
+        (void)fuse_reply_write(request, length);
+}
+
+/* To empty a file that takes orders is what comes before one. */
+static void op_setattr(fuse_req_t request, fuse_ino_t id, struct stat *attributes, int to_set,
+                       struct fuse_file_info *file) {
+    (void)attributes;
+    (void)file;
+    const VmsnapNode *node = request_node(request, id);
+    if (node->store && to_set == FUSE_SET_ATTR_SIZE)
+        attributes_reply(request, node);
+    else
+        (void)fuse_reply_err(request, EROFS);
 }
 
 static void seek_done(int error, uint64_t offset, gpointer user_data) {
@@ -281,8 +334,10 @@ const struct fuse_lowlevel_ops vmsnap_fuse_operations = {
     .init = op_init,
     .lookup = op_lookup,
     .getattr = op_getattr,
+    .setattr = op_setattr,
     .open = op_open,
     .read = op_read,
+    .write = op_write,
     .release = op_release,
     .lseek = op_lseek,
     .readdir = op_readdir,

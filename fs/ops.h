@@ -2,6 +2,7 @@
 /* The FUSE operations over a view. */
 #pragma once
 
+#include "open_files.h"
 #include "session.h"
 
 struct fuse_lowlevel_ops;
@@ -9,6 +10,7 @@ struct fuse_lowlevel_ops;
 /** What the operations work on; immutable after mount. */
 typedef struct {
     VmsnapView *view;
+    VmsnapOpenFiles *open_files; /* owned */
     uid_t uid;
     gid_t gid;
     mode_t file_mode;
@@ -20,3 +22,6 @@ typedef struct {
 extern const struct fuse_lowlevel_ops vmsnap_fuse_operations;
 
 void vmsnap_ops_init(VmsnapOps *ops, VmsnapView *view, const VmsnapSessionOptions *options);
+
+/** Frees what is in @ops, once no request can come or is in flight. */
+void vmsnap_ops_clear(VmsnapOps *ops);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A read walks the segments of its range. Zeroes and bytes in memory are there at once, ranges of a disk become reads
+ * A fill walks the segments of its range. Zeroes and bytes in memory are there at once, ranges of a disk become reads
  * of the disk, all under way together, and where the extents are unknown the walk pauses until they are resolved. The
- * last part to finish ends the read; the walk itself counts as a part, so that no early answer can end it too soon.
+ * last part to finish ends the fill; the walk itself counts as a part, so that no early answer can end it too soon.
  */
 #include "read.h"
 
@@ -13,6 +13,9 @@
 /* A hole answers without a copy of its own; never written. As large as the largest read that FUSE sends. */
 static uint8_t zeroes[1 << 20];
 
+/* Larger reads of a disk cost QEMU more for each byte: its buffers then no longer fit into a processor's cache. */
+#define MAX_DISK_READ_BYTES ((size_t)256 << 10)
+
 typedef struct {
     const VmsnapLayout *layout;
     uint64_t start;
@@ -21,104 +24,82 @@ typedef struct {
     uint8_t *buffer;
     _Atomic int parts; /* the walk and the disk reads that have not finished */
     _Atomic int error; /* the first one */
-    VmsnapReadFunc done;
+    VmsnapDoneFunc done;
     gpointer user_data;
-} Read;
+} Fill;
 
-static void read_walk(Read *read);
+static void fill_walk(Fill *fill);
 
-/* Counts what was handed out. All extents of the range are known by now. */
-static void read_note_progress(const Read *read) {
-    VmsnapSegment segment;
-    for (uint64_t position = read->start; position < read->end; position += segment.length_bytes) {
-        vmsnap_layout_get_segment(read->layout, position, &segment);
-        if (segment.kind == VMSNAP_SEGMENT_DISK)
-            vmsnap_progress_add(segment.disk->progress, segment.disk_offset,
-                                MIN(segment.length_bytes, read->end - position));
-    }
-}
-
-static void read_part_done(int error, gpointer user_data) {
-    Read *read = user_data;
+static void fill_part_done(int error, gpointer user_data) {
+    Fill *fill = user_data;
     int no_error = 0;
     if (error)
-        atomic_compare_exchange_strong(&read->error, &no_error, error);
-    if (atomic_fetch_sub(&read->parts, 1) > 1)
+        atomic_compare_exchange_strong(&fill->error, &no_error, error);
+    if (atomic_fetch_sub(&fill->parts, 1) > 1)
         return;
-
-    int first_error = atomic_load(&read->error);
-    if (!first_error)
-        read_note_progress(read);
-    read->done(first_error, first_error ? NULL : read->buffer, first_error ? 0 : read->end - read->start,
-               read->user_data);
-    g_free(read->buffer);
-    g_free(read);
+    fill->done(atomic_load(&fill->error), fill->user_data);
+    g_free(fill);
 }
 
-static void read_resolved(gpointer user_data) {
-    read_walk(user_data);
+static void fill_resolved(gpointer user_data) {
+    fill_walk(user_data);
 }
 
-static void read_segment(Read *read, const VmsnapSegment *segment, size_t length) {
-    uint8_t *target = read->buffer + (read->position - read->start);
+static void fill_segment(Fill *fill, const VmsnapSegment *segment, size_t length) {
+    uint8_t *target = fill->buffer + (fill->position - fill->start);
     if (segment->kind == VMSNAP_SEGMENT_MEMORY) {
         memcpy(target, segment->memory, length);
     } else if (segment->kind == VMSNAP_SEGMENT_ZERO) {
         memset(target, 0, length);
     } else {
-        atomic_fetch_add(&read->parts, 1);
-        vmsnap_disk_read(segment->disk->disk, target, length, segment->disk_offset, read_part_done, read);
+        atomic_fetch_add(&fill->parts, 1);
+        vmsnap_throttle_read(segment->disk->throttle, segment->disk->disk, target, length, segment->disk_offset,
+                             fill_part_done, fill);
     }
 }
 
-static void read_walk(Read *read) {
-    while (read->position < read->end && !atomic_load(&read->error)) {
+static size_t step_length(const Fill *fill, const VmsnapSegment *segment) {
+    uint64_t length = MIN(segment->length_bytes, fill->end - fill->position);
+    if (segment->kind != VMSNAP_SEGMENT_DISK)
+        return length;
+    return MIN(length, MIN(MAX_DISK_READ_BYTES, vmsnap_throttle_get_max_read_bytes(segment->disk->throttle)));
+}
+
+static void fill_walk(Fill *fill) {
+    while (fill->position < fill->end && !atomic_load(&fill->error)) {
         VmsnapSegment segment;
-        vmsnap_layout_get_segment(read->layout, read->position, &segment);
+        vmsnap_layout_get_segment(fill->layout, fill->position, &segment);
         if (segment.kind == VMSNAP_SEGMENT_UNKNOWN) {
-            vmsnap_scan_resolve(segment.disk->scan, segment.disk_offset, read_resolved, read);
+            vmsnap_scan_resolve(segment.disk->scan, segment.disk_offset, fill_resolved, fill);
             return;
         }
-        size_t length = MIN(segment.length_bytes, read->end - read->position);
-        read_segment(read, &segment, length);
-        read->position += length;
+        size_t length = step_length(fill, &segment);
+        fill_segment(fill, &segment, length);
+        fill->position += length;
     }
-    read_part_done(0, read);
+    fill_part_done(0, fill);
 }
 
-/* Returns: whether the whole range lies in one segment that needs neither a disk nor a buffer. */
-static gboolean read_at_once(const VmsnapLayout *layout, uint64_t offset, size_t length, VmsnapReadFunc done,
-                             gpointer user_data) {
+const uint8_t *vmsnap_layout_peek(const VmsnapLayout *layout, uint64_t offset, size_t length) {
     VmsnapSegment segment;
     vmsnap_layout_get_segment(layout, offset, &segment);
     if (segment.length_bytes < length)
-        return FALSE;
+        return NULL;
     if (segment.kind == VMSNAP_SEGMENT_MEMORY)
-        done(0, segment.memory, length, user_data);
-    else if (segment.kind == VMSNAP_SEGMENT_ZERO && length <= sizeof zeroes)
-        done(0, zeroes, length, user_data);
-    else
-        return FALSE;
-    return TRUE;
+        return segment.memory;
+    return segment.kind == VMSNAP_SEGMENT_ZERO && length <= sizeof zeroes ? zeroes : NULL;
 }
 
-void vmsnap_layout_read(const VmsnapLayout *layout, uint64_t offset, size_t length, VmsnapReadFunc done,
-                        gpointer user_data) {
-    if (offset >= layout->size_bytes || length == 0) {
-        done(0, zeroes, 0, user_data);
-        return;
-    }
-    length = MIN(length, layout->size_bytes - offset);
-    if (read_at_once(layout, offset, length, done, user_data))
-        return;
-
-    Read *read = g_new0(Read, 1);
-    read->layout = layout;
-    read->start = read->position = offset;
-    read->end = offset + length;
-    read->buffer = g_malloc(length);
-    read->parts = 1;
-    read->done = done;
-    read->user_data = user_data;
-    read_walk(read);
+void vmsnap_layout_fill(const VmsnapLayout *layout, uint64_t offset, size_t length, uint8_t *buffer,
+                        VmsnapDoneFunc done, gpointer user_data) {
+    g_assert(length > 0 && offset <= layout->size_bytes && length <= layout->size_bytes - offset);
+    Fill *fill = g_new0(Fill, 1);
+    fill->layout = layout;
+    fill->start = fill->position = offset;
+    fill->end = offset + length;
+    fill->buffer = buffer;
+    fill->parts = 1;
+    fill->done = done;
+    fill->user_data = user_data;
+    fill_walk(fill);
 }

@@ -14,6 +14,7 @@
 #include "session.h"
 
 #include "ops.h"
+#include "refuse.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -29,12 +30,13 @@
 
 /* Operations never wait, so a few threads keep up with all readers. */
 #define MAX_LOOP_THREADS 4
+#define KERNEL_READAHEAD_KIB 1024
 
 struct VmsnapSession {
     VmsnapOps ops;
     struct fuse_session *fuse;
     char *mount_point;
-    uint64_t mount_id; /* the kernel's number of our mount */
+    uint64_t mount_id; /* the kernel's number of our mount, 0 if it cannot tell */
 };
 
 /* libfuse says why it fails only in its log, in pieces of lines. Used by the thread that mounts, while it mounts. */
@@ -70,18 +72,20 @@ static char *option_value_escape(const char *value) {
 
 static char *fuse_options_build(const VmsnapSessionOptions *options) {
     g_autofree char *fs_name = option_value_escape(options->fs_name);
-    return g_strdup_printf("ro,default_permissions,subtype=vmsnap,fsname=%s%s%s%s", fs_name,
-                           options->allow_other ? ",allow_other" : "", options->mount_options ? "," : "",
+    return g_strdup_printf("%s,default_permissions,subtype=vmsnap,fsname=%s%s%s%s", options->read_only ? "ro" : "rw",
+                           fs_name, options->allow_other ? ",allow_other" : "", options->mount_options ? "," : "",
                            options->mount_options ? options->mount_options : "");
 }
 
 static struct fuse_session *fuse_session_make(VmsnapSession *session, const VmsnapSessionOptions *options) {
     g_autofree char *mount_options = fuse_options_build(options);
     struct fuse_args arguments = FUSE_ARGS_INIT(0, NULL);
+    struct fuse_lowlevel_ops operations = vmsnap_fuse_operations;
+    vmsnap_refuse_changes(&operations);
     struct fuse_session *fuse = NULL;
     if (fuse_opt_add_arg(&arguments, "vmsnap") == 0 && fuse_opt_add_arg(&arguments, "-o") == 0 &&
         fuse_opt_add_arg(&arguments, mount_options) == 0)
-        fuse = fuse_session_new(&arguments, &vmsnap_fuse_operations, sizeof vmsnap_fuse_operations, &session->ops);
+        fuse = fuse_session_new(&arguments, &operations, sizeof operations, &session->ops);
     fuse_opt_free_args(&arguments);
     return fuse;
 }
@@ -113,11 +117,29 @@ static int fuse_session_mount_quietly(struct fuse_session *fuse, const char *mou
     return result;
 }
 
-/* Which mount is at a path; asks no filesystem but autofs. Returns: 0 if the kernel cannot tell. */
-static uint64_t mount_id_at(const char *path) {
-    struct statx status;
-    int result = statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &status);
-    return result == 0 && (status.stx_mask & STATX_MNT_ID) ? status.stx_mnt_id : 0;
+/*
+ * The kernel reads 128 KiB ahead for who reads through the page cache, which is too little to keep QEMU busy; and
+ * libfuse can only ask for less. It is no loss where sysfs cannot be written: then only the read-ahead of fs/reader.c
+ * is there.
+ */
+static void kernel_readahead_raise(const struct statx *root) {
+    g_autofree char *path =
+        g_strdup_printf("/sys/class/bdi/%u:%u/read_ahead_kb", root->stx_dev_major, root->stx_dev_minor);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)dprintf(fd, "%d", KERNEL_READAHEAD_KIB);
+    (void)close(fd);
+}
+
+/* Looks at the root of the new mount, without a request to it, which nobody would answer yet. */
+static void session_note_mount(VmsnapSession *session) {
+    struct statx root;
+    if (statx(AT_FDCWD, session->mount_point, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &root) != 0)
+        return;
+    if (root.stx_mask & STATX_MNT_ID)
+        session->mount_id = root.stx_mnt_id;
+    kernel_readahead_raise(&root);
 }
 
 /*
@@ -163,7 +185,7 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
         return NULL;
     }
     fuse_set_log_func(fuse_message_log);
-    session->mount_id = mount_id_at(mount_point);
+    session_note_mount(session);
     return g_steal_pointer(&session);
 }
 
@@ -212,6 +234,8 @@ void vmsnap_session_free(VmsnapSession *session) {
     if (!session)
         return;
     session_detach(session);
+    vmsnap_view_stop(session->ops.view);
+    vmsnap_ops_clear(&session->ops);
     if (session->fuse)
         fuse_session_destroy(session->fuse);
     g_free(session->mount_point);

@@ -12,6 +12,7 @@ typedef struct VmsnapSession VmsnapSession;
 typedef struct {
     const char *fs_name;       /* what df and mountinfo show as source */
     const char *mount_options; /* further options for the kernel, comma-separated, or NULL */
+    gboolean read_only;        /* for the kernel, too: then no file takes orders */
     gboolean allow_other;      /* users other than the one who mounts may enter */
     uid_t uid;                 /* owner of all files */
     gid_t gid;                 /* group of all files */

@@ -76,10 +76,11 @@ VmsnapNode *vmsnap_tree_add_file(VmsnapTree *tree, VmsnapNode *parent, const cha
 }
 
 VmsnapNode *vmsnap_tree_add_live_file(VmsnapTree *tree, VmsnapNode *parent, const char *name,
-                                      VmsnapGenerateFunc generate, gpointer generate_data) {
+                                      VmsnapGenerateFunc generate, VmsnapStoreFunc store, gpointer live_data) {
     VmsnapNode *node = tree_add(tree, parent, name);
     node->generate = generate;
-    node->generate_data = generate_data;
+    node->store = store;
+    node->live_data = live_data;
     return node;
 }
 

@@ -10,6 +10,9 @@
 /** Makes the content of a live file as of now; returns it (transfer full), NUL-terminated. Any thread. */
 typedef char *(*VmsnapGenerateFunc)(gpointer user_data);
 
+/** Takes what somebody wrote into a live file; returns 0 or -errno. Any thread; must not block. */
+typedef int (*VmsnapStoreFunc)(const char *text, gpointer user_data);
+
 /** A directory, a file of a layout, or a live file whose content is made at each open. Immutable once built. */
 typedef struct VmsnapNode VmsnapNode;
 struct VmsnapNode {
@@ -22,7 +25,8 @@ struct VmsnapNode {
     VmsnapLayout *layout;        /* files with fixed content: owned */
     VmsnapDisk *disk;            /* files of one disk */
     VmsnapGenerateFunc generate; /* live files */
-    gpointer generate_data;
+    VmsnapStoreFunc store;       /* live files that take orders, from who made the mount alone */
+    gpointer live_data;          /* for both */
 };
 
 typedef struct VmsnapTree VmsnapTree;
@@ -44,9 +48,13 @@ VmsnapNode *vmsnap_tree_add_directory(VmsnapTree *tree, VmsnapNode *parent, cons
  */
 VmsnapNode *vmsnap_tree_add_file(VmsnapTree *tree, VmsnapNode *parent, const char *name, VmsnapLayout *layout);
 
-/** @generate_data must outlive the tree. */
+/**
+ * vmsnap_tree_add_live_file:
+ * @store: or NULL for a file that cannot be written
+ * @live_data: must outlive the tree
+ */
 VmsnapNode *vmsnap_tree_add_live_file(VmsnapTree *tree, VmsnapNode *parent, const char *name,
-                                      VmsnapGenerateFunc generate, gpointer generate_data);
+                                      VmsnapGenerateFunc generate, VmsnapStoreFunc store, gpointer live_data);
 
 /** Returns: the node, or NULL where there is none of that number. */
 VmsnapNode *vmsnap_tree_get(const VmsnapTree *tree, uint64_t id);

@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Which files a snapshot has. */
+/* Which files a snapshot has, and what their readers share. */
 #include "view.h"
 
 #include "manifest.h"
+#include "size.h"
 #include "status.h"
+
+#include <errno.h>
+
+/* Buffers for reads that find nothing fetched ahead. Each is as large as FUSE's largest read, so this is 16 MiB. */
+#define DEMAND_BUFFER_BYTES ((size_t)1 << 20)
+#define MAX_DEMAND_BUFFERS 16
 
 static char *status_json_generate(gpointer user_data) {
     return vmsnap_status_build_json(user_data);
@@ -13,24 +20,50 @@ static char *status_text_generate(gpointer user_data) {
     return vmsnap_status_build_text(user_data);
 }
 
+static char *speed_generate(gpointer user_data) {
+    const VmsnapView *view = user_data;
+    return g_strdup_printf("%" G_GUINT64_FORMAT "\n", vmsnap_throttle_get_rate(view->throttle));
+}
+
+static int speed_store(const char *text, gpointer user_data) {
+    const VmsnapView *view = user_data;
+    uint64_t bytes_per_s;
+    if (!vmsnap_size_parse(text, &bytes_per_s))
+        return -EINVAL;
+    vmsnap_throttle_set_rate(view->throttle, bytes_per_s);
+    return 0;
+}
+
 static void view_add_memory_file(VmsnapView *view, VmsnapNode *directory, const char *name, GBytes *content) {
     (void)vmsnap_tree_add_file(view->tree, directory, name, vmsnap_layout_new_memory(content));
 }
 
 static void view_add_disks(VmsnapView *view, VmsnapNode *root) {
     for (guint i = 0; i < view->snapshot->disks->len; i++) {
-        VmsnapDiskView *disk = vmsnap_disk_view_new(g_ptr_array_index(view->snapshot->disks, i));
+        VmsnapDiskView *disk = vmsnap_disk_view_new(g_ptr_array_index(view->snapshot->disks, i), view->throttle);
         g_ptr_array_add(view->disks, disk);
         g_autofree char *name = g_strconcat(disk->disk->name, ".raw", NULL);
         (void)vmsnap_tree_add_file(view->tree, root, name, vmsnap_layout_new_raw(disk));
     }
 }
 
-VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot) {
+static VmsnapReaderResources resources_new(const VmsnapView *view, const VmsnapViewOptions *options) {
+    uint64_t n_chunks = (options->readahead_bytes + VMSNAP_READER_CHUNK_BYTES - 1) / VMSNAP_READER_CHUNK_BYTES;
+    return (VmsnapReaderResources){
+        .snapshot = view->snapshot,
+        .demand = vmsnap_buffer_pool_new(DEMAND_BUFFER_BYTES, MAX_DEMAND_BUFFERS),
+        .ahead = vmsnap_buffer_pool_new(VMSNAP_READER_CHUNK_BYTES, (guint)MIN(n_chunks, G_MAXUINT)),
+        .throttle = view->throttle,
+    };
+}
+
+VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot, const VmsnapViewOptions *options) {
     VmsnapView *view = g_new0(VmsnapView, 1);
     view->snapshot = snapshot;
     view->disks = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_disk_view_free);
     view->tree = vmsnap_tree_new(snapshot->machine_uuid);
+    view->throttle = vmsnap_throttle_new(options->speed_bytes_per_s);
+    view->resources = resources_new(view, options);
 
     VmsnapNode *root = vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID);
     VmsnapNode *hidden = vmsnap_tree_add_directory(view->tree, root, ".vmsnap", TRUE);
@@ -41,8 +74,9 @@ VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot) {
     }
     g_autoptr(GBytes) manifest = vmsnap_manifest_build(snapshot);
     view_add_memory_file(view, root, "manifest.json", manifest);
-    (void)vmsnap_tree_add_live_file(view->tree, hidden, "status.json", status_json_generate, view);
-    (void)vmsnap_tree_add_live_file(view->tree, hidden, "status", status_text_generate, view);
+    (void)vmsnap_tree_add_live_file(view->tree, hidden, "status.json", status_json_generate, NULL, view);
+    (void)vmsnap_tree_add_live_file(view->tree, hidden, "status", status_text_generate, NULL, view);
+    (void)vmsnap_tree_add_live_file(view->tree, hidden, "speed", speed_generate, speed_store, view);
     return view;
 }
 
@@ -51,6 +85,9 @@ void vmsnap_view_free(VmsnapView *view) {
         return;
     vmsnap_tree_free(view->tree);
     g_ptr_array_unref(view->disks);
+    vmsnap_buffer_pool_free(view->resources.demand);
+    vmsnap_buffer_pool_free(view->resources.ahead);
+    vmsnap_throttle_free(view->throttle);
     g_free(view);
 }
 
@@ -59,4 +96,8 @@ void vmsnap_view_start(VmsnapView *view) {
         VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
         vmsnap_scan_start(disk->scan);
     }
+}
+
+void vmsnap_view_stop(VmsnapView *view) {
+    vmsnap_throttle_stop(view->throttle);
 }

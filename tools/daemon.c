@@ -25,8 +25,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CONNECTIONS 2
-
 static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
 
 /* Left alone, they would end the process and not the snapshot. */
@@ -165,7 +163,7 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const char
         .exclude = (const char *const *)options->exclude,
         .scratch_dir = options->scratch_dir,
         .mount_point = mount_point,
-        .connections = CONNECTIONS,
+        .connections = options->connections,
         .timeout_ms = options->timeout_ms,
     };
 }
@@ -175,6 +173,7 @@ static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *optio
     VmsnapSessionOptions session_options = {
         .fs_name = options->source,
         .mount_options = options->mount_options->len > 0 ? options->mount_options->str : NULL,
+        .read_only = options->read_only,
         .allow_other = options->allow_other,
         .uid = options->uid,
         .gid = options->gid,
@@ -219,7 +218,11 @@ static int daemon_life(const VmsnapOptions *options, const char *mount_point, St
 
     g_autoptr(GError) error = NULL;
     /* The view and the session look at the snapshot, and are freed after it has ended. */
-    g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot);
+    const VmsnapViewOptions view_options = {
+        .readahead_bytes = options->readahead_bytes,
+        .speed_bytes_per_s = options->speed_bytes_per_s,
+    };
+    g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &view_options);
     g_autoptr(VmsnapSession) session = session_mount(view, options, mount_point, &error);
     gboolean aborted = TRUE;
     if (session) {

@@ -5,6 +5,7 @@
  */
 #include "options.h"
 
+#include "fs/size.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -18,6 +19,10 @@
 #define DEFAULT_MODE 0400
 #define DEFAULT_TIMEOUT_S 30
 #define MAX_TIMEOUT_S 3600
+#define DEFAULT_CONNECTIONS 4
+#define MAX_CONNECTIONS 16
+#define DEFAULT_READAHEAD_BYTES (UINT64_C(64) << 20)
+#define MAX_READAHEAD_BYTES (UINT64_C(1) << 40)
 
 static gboolean usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
@@ -109,6 +114,43 @@ static gboolean parse_timeout(VmsnapOptions *options, const char *value, GError 
     return TRUE;
 }
 
+static gboolean parse_connections(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 connections;
+    if (!g_ascii_string_to_unsigned(value, 10, 1, MAX_CONNECTIONS, &connections, NULL))
+        return usage_error(error, "failed to use option 'connections=%s': it is no number from 1 to %d", value,
+                           MAX_CONNECTIONS);
+    options->connections = (unsigned)connections;
+    return TRUE;
+}
+
+static gboolean parse_readahead(VmsnapOptions *options, const char *value, GError **error) {
+    if (!vmsnap_size_parse(value, &options->readahead_bytes) || options->readahead_bytes > MAX_READAHEAD_BYTES)
+        return usage_error(error, "failed to use option 'readahead=%s': it is no size such as 64M, or 0 for none",
+                           value);
+    return TRUE;
+}
+
+static gboolean parse_speed(VmsnapOptions *options, const char *value, GError **error) {
+    if (!vmsnap_size_parse(value, &options->speed_bytes_per_s))
+        return usage_error(error, "failed to use option 'speed=%s': it is no number of bytes a second such as 50M",
+                           value);
+    return TRUE;
+}
+
+static gboolean parse_ro(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->read_only = TRUE;
+    return TRUE;
+}
+
+static gboolean parse_rw(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->read_only = FALSE;
+    return TRUE;
+}
+
 static gboolean parse_allow_other(VmsnapOptions *options, const char *value, GError **error) {
     (void)value;
     (void)error;
@@ -127,11 +169,21 @@ static const struct {
     gboolean takes_value;
     gboolean (*parse)(VmsnapOptions *options, const char *value, GError **error);
 } own_options[] = {
-    {"connect", TRUE, parse_connect},  {"disks", TRUE, parse_disks},
-    {"exclude", TRUE, parse_exclude},  {"scratch", TRUE, parse_scratch},
-    {"uid", TRUE, parse_uid},          {"gid", TRUE, parse_gid},
-    {"mode", TRUE, parse_mode},        {"timeout", TRUE, parse_timeout},
-    {"remount", FALSE, parse_remount}, {"allow_other", FALSE, parse_allow_other},
+    {"connect", TRUE, parse_connect},
+    {"disks", TRUE, parse_disks},
+    {"exclude", TRUE, parse_exclude},
+    {"scratch", TRUE, parse_scratch},
+    {"uid", TRUE, parse_uid},
+    {"gid", TRUE, parse_gid},
+    {"mode", TRUE, parse_mode},
+    {"timeout", TRUE, parse_timeout},
+    {"connections", TRUE, parse_connections},
+    {"readahead", TRUE, parse_readahead},
+    {"speed", TRUE, parse_speed},
+    {"ro", FALSE, parse_ro},
+    {"rw", FALSE, parse_rw},
+    {"remount", FALSE, parse_remount},
+    {"allow_other", FALSE, parse_allow_other},
 };
 
 /* Those of the common options that mean something to a read-only filesystem without programs or devices. */
@@ -236,6 +288,9 @@ static const char help_text[] = "SOURCE is a libvirt domain: its name, UUID or i
                                 "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
                                 "  allow_other        let other users in, as far as the mode does\n"
                                 "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
+                                "  connections=N      NBD connections for each disk (default: 4)\n"
+                                "  readahead=SIZE     memory for reading ahead (default: 64M, 0 for none)\n"
+                                "  speed=BYTES/S      limit for reading disks, such as 50M (default: none)\n"
                                 "\n"
                                 "End it with umount MOUNTPOINT. See mount.vmsnap(8).\n";
 
@@ -245,6 +300,8 @@ static VmsnapOptions *options_new(void) {
     options->gid = getegid();
     options->mode = DEFAULT_MODE;
     options->timeout_ms = DEFAULT_TIMEOUT_S * 1000;
+    options->connections = DEFAULT_CONNECTIONS;
+    options->readahead_bytes = DEFAULT_READAHEAD_BYTES;
     options->mount_options = g_string_new(NULL);
     return options;
 }
@@ -275,8 +332,8 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
         {"sloppy", 's', 0, G_OPTION_ARG_NONE, &options->sloppy, "Tolerate unknown mount options", NULL},
         {"verbose", 'v', 0, G_OPTION_ARG_NONE, &options->verbose, "Say more", NULL},
         {"version", 'V', 0, G_OPTION_ARG_NONE, &options->show_version, "Show the version", NULL},
-        {"read-only", 'r', 0, G_OPTION_ARG_NONE, &ignored, "Accepted: every mount is read-only", NULL},
-        {"rw", 'w', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &ignored, NULL, NULL},
+        {"read-only", 'r', 0, G_OPTION_ARG_NONE, &options->read_only, "Nothing at all can be written", NULL},
+        {"rw", 'w', G_OPTION_FLAG_HIDDEN | G_OPTION_FLAG_REVERSE, G_OPTION_ARG_NONE, &options->read_only, NULL, NULL},
         {"no-mtab", 'n', 0, G_OPTION_ARG_NONE, &ignored, "Accepted: there is no mtab", NULL},
         {"types", 't', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_STRING, &ignored_type, NULL, NULL},
         {"namespace", 'N', G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &ignored_namespace, NULL, NULL},

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <glib.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 /** What the user wants, checked for sense but not against the system. */
@@ -22,9 +23,13 @@ typedef struct {
     uid_t uid;
     gid_t gid;
     mode_t mode;
+    gboolean read_only;
     gboolean allow_other;
     unsigned timeout_ms;
-    GString *mount_options; /* for the kernel, comma-separated; may be empty */
+    unsigned connections;       /* per disk */
+    uint64_t readahead_bytes;   /* 0 for no read-ahead */
+    uint64_t speed_bytes_per_s; /* 0 for no limit */
+    GString *mount_options;     /* for the kernel, comma-separated; may be empty */
 } VmsnapOptions;
 
 /**

@@ -163,6 +163,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSnapshot, vmsnap_snapshot_free)
  */
 void vmsnap_snapshot_break(VmsnapSnapshot *snapshot, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
+/** Returns: whether the snapshot is lost. Any thread; without a lock. */
+gboolean vmsnap_snapshot_is_broken(const VmsnapSnapshot *snapshot);
+
 /** Returns: (transfer full): why the snapshot is lost, or NULL while it is whole. Any thread. */
 char *vmsnap_snapshot_dup_break_reason(VmsnapSnapshot *snapshot);
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import lib
 from lib import MIB, Disk, Mount, Vm, run
 
-HIDDEN = ['backup.xml', 'status', 'status.json']
+HIDDEN = ['backup.xml', 'speed', 'status', 'status.json']
 FIRMWARE = Path('/usr/share/OVMF')
 
 
@@ -177,7 +177,8 @@ class Files(lib.TestCase):
         for path in self.all_paths():
             status = path.stat()
             self.assertEqual((status.st_uid, status.st_gid), (0, 0))
-            self.assertEqual(oct(stat.S_IMODE(status.st_mode)), oct(0o500 if path.is_dir() else 0o400), path)
+            mode = 0o500 if path.is_dir() else 0o600 if path.name == 'speed' else 0o400
+            self.assertEqual(oct(stat.S_IMODE(status.st_mode)), oct(mode), path)
             self.assertGreaterEqual(status.st_blksize, 128 * 1024)
             if path.is_file() and path.suffix != '.raw':
                 self.assertEqual(len(path.read_bytes()), status.st_size)
@@ -213,7 +214,7 @@ class Files(lib.TestCase):
         self.assertGreaterEqual(int(used), total)
         self.assertLess(int(used), total + 64 * 1024)
         flags = os.statvfs(self.mount.point).f_flag
-        self.assertTrue(flags & os.ST_RDONLY and flags & os.ST_NOSUID and flags & os.ST_NODEV)
+        self.assertTrue(flags & os.ST_NOSUID and flags & os.ST_NODEV)
 
     def test_attributes(self):
         """Extended attributes tell the snapshot, the disk, and where the machine keeps it."""
@@ -241,6 +242,7 @@ class Files(lib.TestCase):
             'open for writing': lambda: os.close(os.open(disk, os.O_WRONLY)),
             'open for both': lambda: os.close(os.open(disk, os.O_RDWR)),
             'open and truncate': lambda: os.close(os.open(disk, os.O_RDONLY | os.O_TRUNC)),
+            'open and truncate status': lambda: os.close(os.open(root / '.vmsnap/status', os.O_RDONLY | os.O_TRUNC)),
             'truncate': lambda: os.truncate(disk, 0),
             'unlink': lambda: os.unlink(disk),
             'rename': lambda: os.rename(disk, root / 'new'),
@@ -257,6 +259,8 @@ class Files(lib.TestCase):
             'setxattr': lambda: os.setxattr(disk, 'user.vmsnap.uuid', b'x'),
             'removexattr': lambda: os.removexattr(disk, 'user.vmsnap.uuid'),
             'write to status': lambda: os.close(os.open(root / '.vmsnap/status', os.O_WRONLY)),
+            'chmod of speed': lambda: os.chmod(root / '.vmsnap/speed', 0o666),
+            'unlink of speed': lambda: os.unlink(root / '.vmsnap/speed'),
             'create beside status': lambda: os.mkdir(root / '.vmsnap/new'),
         }
         for name, change in ways.items():

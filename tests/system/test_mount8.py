@@ -51,10 +51,10 @@ class Mount8(lib.TestCase):
         self.assertEqual(UTAB.read_text() if UTAB.exists() else '', '')
 
     def test_mount_and_umount(self):
-        """`mount -t vmsnap` makes a read-only mount that shows its source and type; umount returns when all is over."""
+        """`mount -t vmsnap` makes a mount that shows its source and type; umount returns when all is over."""
         self.mount8()
         self.assertEqual(findmnt(self.point, 'SOURCE,FSTYPE').split(), [self.vm.name, 'fuse.vmsnap'])
-        self.assertLessEqual({'ro', 'nosuid', 'nodev'}, set(findmnt(self.point, 'VFS-OPTIONS').split(',')))
+        self.assertLessEqual({'nosuid', 'nodev'}, set(findmnt(self.point, 'VFS-OPTIONS').split(',')))
         self.assertEqual({each.name for each in self.point.iterdir()},
                          {'vda.raw', 'vdb.raw', 'domain.xml', 'live.xml', 'kernel', 'initrd', 'manifest.json'})
         self.assertNotEqual(lib.left_behind(self.vm), set())
@@ -62,11 +62,13 @@ class Mount8(lib.TestCase):
         self.assert_ended()
 
     def test_flags(self):
-        """All that mount(8) passes to a helper is taken: -r, -w, -n, -v, -s."""
-        for flag in ('-r', '-w', '-n', '-v'):
+        """All that mount(8) passes to a helper is taken: -r, -w, -n, -v, -s. Only for -r is the kernel's mount read-only."""
+        for flag in ('-r', '-w', '-n', '-v', '-oro', '-orw'):
             with self.subTest(flag):
                 self.mount8(flag)
-                self.assertIn('ro', findmnt(self.point, 'VFS-OPTIONS').split(','))
+                expected = 'ro' if flag in ('-r', '-oro') else 'rw'
+                self.assertIn(expected, findmnt(self.point, 'VFS-OPTIONS').split(','))
+                self.assertIn(expected, findmnt(self.point, 'FS-OPTIONS').split(','))
                 run('umount', self.point)
         complaint('mount', '-t', 'vmsnap', '-o', 'nosuch', self.vm.name, self.point, cwd=ELSEWHERE, status=1)
         self.mount8('-s', '-o', 'nosuch')

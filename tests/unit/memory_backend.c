@@ -5,6 +5,7 @@
 #include "extents.h"
 
 #include <errno.h>
+#include <string.h>
 
 #define N_THREADS 2
 
@@ -49,12 +50,14 @@ void memory_disk_expand(const VmsnapDisk *base, uint8_t *buffer, size_t length, 
     const MemoryDisk *disk = (const MemoryDisk *)base;
     uint64_t run = 0;
     VmsnapExtentKind kind = VMSNAP_EXTENT_DATA;
-    for (size_t i = 0; i < length; i++, run--) {
-        uint64_t position = offset + i;
+    for (size_t i = 0, step; i < length; i += step, run -= step) {
+        uint64_t position = offset + i, in_word = position % sizeof(uint64_t);
         if (run == 0)
             kind = extents_find(disk->extents, position, &run);
-        uint64_t word = mix(disk->seed + position / 8);
-        buffer[i] = kind == VMSNAP_EXTENT_ZERO ? 0 : (uint8_t)(word >> (position % 8 * 8));
+        step = MIN(MIN(sizeof(uint64_t) - in_word, length - i), run);
+        uint64_t word = kind == VMSNAP_EXTENT_ZERO ? 0 : mix(disk->seed + position / sizeof word) >> in_word * 8;
+        word = GUINT64_TO_LE(word);
+        memcpy(buffer + i, &word, step);
     }
 }
 
@@ -93,6 +96,7 @@ static void answer(MemorySnapshot *snapshot, Call *call) {
     g_free(call);
     g_mutex_lock(&snapshot->lock);
     snapshot->counts.outstanding--;
+    g_cond_broadcast(&snapshot->changed);
     g_mutex_unlock(&snapshot->lock);
 }
 
@@ -119,6 +123,11 @@ static gpointer answer_thread(gpointer data) {
     return NULL;
 }
 
+static gboolean touches_bad_range(const Call *call, const MemoryFaults *faults) {
+    return call->buffer && call->offset < faults->bad_offset + faults->bad_bytes &&
+           faults->bad_offset < call->offset + call->length;
+}
+
 static void submit(Call *call) {
     MemorySnapshot *snapshot = (MemorySnapshot *)call->disk->base.snapshot;
     const MemoryFaults *faults = &snapshot->faults;
@@ -127,11 +136,13 @@ static void submit(Call *call) {
     g_mutex_lock(&snapshot->lock);
     snapshot->counts.reads += call->buffer != NULL;
     snapshot->counts.questions += call->buffer == NULL;
+    snapshot->counts.bytes += call->buffer ? call->length : 0;
     snapshot->counts.zero_bytes_read += zero_bytes;
     snapshot->counts.outstanding++;
     unsigned number = snapshot->counts.reads + snapshot->counts.questions;
     gboolean fails =
         faults->fail_call && (faults->fail_rest ? number >= faults->fail_call : number == faults->fail_call);
+    fails |= touches_bad_range(call, faults);
     if (fails || snapshot->ended)
         call->error = -EIO;
     gboolean at_once = snapshot->ended || (fails && faults->fail_at_once);
@@ -248,6 +259,14 @@ MemoryCounts memory_snapshot_count(VmsnapSnapshot *base) {
     MemoryCounts counts = snapshot->counts;
     g_mutex_unlock(&snapshot->lock);
     return counts;
+}
+
+void memory_snapshot_wait_idle(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    while (snapshot->counts.outstanding > 0)
+        g_cond_wait(&snapshot->changed, &snapshot->lock);
+    g_mutex_unlock(&snapshot->lock);
 }
 
 void memory_snapshot_end(VmsnapSnapshot *snapshot) {

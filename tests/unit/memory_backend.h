@@ -12,6 +12,8 @@ typedef struct {
     unsigned fail_call;        /* this read or question, counted from 1, fails with -EIO; 0: none */
     gboolean fail_rest;        /* and so does every later one */
     gboolean fail_at_once;     /* before the call returns */
+    uint64_t bad_offset;       /* where a bad range begins: reads that touch it fail with -EIO */
+    uint64_t bad_bytes;        /* how long it is; 0: none */
     unsigned max_delay_us;     /* answers take up to this long */
     uint64_t max_answer_bytes; /* an answer about extents covers at most this much; 0: no limit */
     gboolean say_nothing;      /* an answer about extents is one extent without length */
@@ -21,6 +23,7 @@ typedef struct {
     unsigned reads;           /* data reads that reached the backend */
     unsigned questions;       /* and questions for extents */
     unsigned outstanding;     /* calls whose callback has not returned */
+    uint64_t bytes;           /* that data reads asked for, those that failed too */
     uint64_t zero_bytes_read; /* bytes of zero extents that data reads asked for */
 } MemoryCounts;
 
@@ -35,6 +38,9 @@ void memory_snapshot_hold(VmsnapSnapshot *snapshot);
 void memory_snapshot_release(VmsnapSnapshot *snapshot);
 
 MemoryCounts memory_snapshot_count(VmsnapSnapshot *snapshot);
+
+/** Waits until no call is outstanding; what a callback began counts too. Nothing may be held. */
+void memory_snapshot_wait_idle(VmsnapSnapshot *snapshot);
 
 /** Ends the snapshot, whose views are freed afterwards by the caller, and checks that every callback was called. */
 void memory_snapshot_end(VmsnapSnapshot *snapshot);

@@ -49,7 +49,7 @@ typedef struct {
 
 static void fixture_init(Fixture *fixture, GArray *extents) {
     fixture->snapshot = memory_snapshot_new(NULL);
-    fixture->view = vmsnap_disk_view_new(memory_snapshot_add_disk(fixture->snapshot, "vda", extents));
+    fixture->view = vmsnap_disk_view_new(memory_snapshot_add_disk(fixture->snapshot, "vda", extents), NULL);
     fixture->raw = vmsnap_layout_new_raw(fixture->view);
 }
 

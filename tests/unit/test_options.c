@@ -67,13 +67,17 @@ static void test_a_bare_command_has_the_defaults(void) {
     g_assert_cmpuint(options->gid, ==, getegid());
     g_assert_cmpuint(options->mode, ==, 0400);
     g_assert_cmpuint(options->timeout_ms, ==, 30000);
+    g_assert_cmpuint(options->connections, ==, 4);
+    g_assert_cmpuint(options->readahead_bytes, ==, 64 << 20);
+    g_assert_cmpuint(options->speed_bytes_per_s, ==, 0);
+    g_assert_false(options->read_only);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
 }
 
 static void test_own_options_are_read(void) {
     g_autoptr(VmsnapOptions) options =
         parse_string("connect=qemu:///session,disks=vda:vdb,exclude=sda,scratch=/srv/scratch,uid=1000,gid=1001,"
-                     "mode=0440,allow_other,timeout=7");
+                     "mode=0440,allow_other,timeout=7,connections=5,readahead=3M,speed=4K,ro");
     g_assert_cmpstr(options->connect_uri, ==, "qemu:///session");
     g_assert_cmpstrv(options->disks, ((const char *[]){"vda", "vdb", NULL}));
     g_assert_cmpstrv(options->exclude, ((const char *[]){"sda", NULL}));
@@ -83,6 +87,10 @@ static void test_own_options_are_read(void) {
     g_assert_cmpuint(options->mode, ==, 0440);
     g_assert_true(options->allow_other);
     g_assert_cmpuint(options->timeout_ms, ==, 7000);
+    g_assert_cmpuint(options->connections, ==, 5);
+    g_assert_cmpuint(options->readahead_bytes, ==, 3 << 20);
+    g_assert_cmpuint(options->speed_bytes_per_s, ==, 4096);
+    g_assert_true(options->read_only);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
 }
 
@@ -100,6 +108,57 @@ static void test_no_mode_makes_files_executable(void) {
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
         g_assert_cmpuint(options->mode, ==, cases[i].mode);
+    }
+}
+
+static void test_a_disk_has_1_to_16_connections(void) {
+    for (unsigned n = 1; n <= 16; n++) {
+        g_autofree char *string = g_strdup_printf("connections=%u", n);
+        g_autoptr(VmsnapOptions) options = parse_string(string);
+        g_assert_cmpuint(options->connections, ==, n);
+    }
+}
+
+static void test_sizes_have_suffixes(void) {
+    static const struct {
+        const char *value;
+        uint64_t bytes;
+    } cases[] = {
+        {"0", 0},        {"1", 1},          {"100001", 100001},        {"7k", 7 << 10},
+        {"7K", 7 << 10}, {"64M", 64 << 20}, {"3G", UINT64_C(3) << 30}, {"1T", UINT64_C(1) << 40},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autofree char *string = g_strdup_printf("readahead=%s,speed=%s", cases[i].value, cases[i].value);
+        g_autoptr(VmsnapOptions) options = parse_string(string);
+        g_assert_cmpuint(options->readahead_bytes, ==, cases[i].bytes);
+        g_assert_cmpuint(options->speed_bytes_per_s, ==, cases[i].bytes);
+    }
+}
+
+static void test_a_limit_may_be_as_high_as_numbers_go(void) {
+    g_autoptr(VmsnapOptions) options = parse_string("speed=18446744073709551615");
+    g_assert_cmpuint(options->speed_bytes_per_s, ==, UINT64_MAX);
+}
+
+/* mount(8) hands over "ro" and "rw"; people who call the helper themselves write -r too. */
+static void test_the_last_of_ro_and_rw_counts(void) {
+    static const struct {
+        const char *string;
+        gboolean read_only;
+    } cases[] = {{"ro", TRUE}, {"rw", FALSE}, {"ro,rw", FALSE}, {"rw,ro", TRUE}, {"rw,timeout=5,ro,noexec", TRUE}};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
+        g_assert_cmpint(options->read_only, ==, cases[i].read_only);
+    }
+}
+
+static void test_r_is_read_only(void) {
+    static const char *const spellings[] = {"-r", "--read-only", "-nrv"};
+    for (size_t i = 0; i < G_N_ELEMENTS(spellings); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(VmsnapOptions) options = parse(&error, spellings[i], "vm1", "/mnt", "-o", "timeout=5", NULL);
+        g_assert_no_error(error);
+        g_assert_true(options->read_only);
     }
 }
 
@@ -160,6 +219,32 @@ static void test_bad_values_are_refused_by_name(void) {
         {"timeout=5s", "timeout=5s"},
         {"timeout= 5", "timeout= 5"},
         {"timeout=99999999999999999999", "timeout=99999999999999999999"},
+        {"connections", "'connections'"},
+        {"connections=", "'connections'"},
+        {"connections=0", "connections=0"},
+        {"connections=17", "connections=17"},
+        {"connections=-1", "connections=-1"},
+        {"connections=2x", "connections=2x"},
+        {"connections=18446744073709551618", "connections=18446744073709551618"},
+        {"readahead", "'readahead'"},
+        {"readahead=", "'readahead'"},
+        {"readahead=no", "readahead=no"},
+        {"readahead=-1", "readahead=-1"},
+        {"readahead=64MB", "readahead=64MB"},
+        {"readahead=M", "readahead=M"},
+        {"readahead=1099511627777", "readahead=1099511627777"},
+        {"readahead=1025G", "readahead=1025G"},
+        {"readahead=2T", "readahead=2T"},
+        {"readahead=16777216T", "readahead=16777216T"},
+        {"speed", "'speed'"},
+        {"speed=", "'speed'"},
+        {"speed=fast", "speed=fast"},
+        {"speed=1.5M", "speed=1.5M"},
+        {"speed=50M/s", "speed=50M/s"},
+        {"speed= 50M", "speed= 50M"},
+        {"speed=18446744073709551616", "speed=18446744073709551616"},
+        {"ro=1", "ro=1"},
+        {"rw=", "rw="},
         {"allow_other=1", "allow_other=1"},
         {"allow_other=", "allow_other="},
     };
@@ -340,6 +425,7 @@ static void test_each_letter_of_mount_is_accepted(void) {
         g_assert_no_error(error);
         g_assert_cmpint(options->fake, ==, letters[i][1] == 'f');
         g_assert_cmpint(options->verbose, ==, letters[i][1] == 'v');
+        g_assert_cmpint(options->read_only, ==, letters[i][1] == 'r');
     }
 }
 
@@ -380,7 +466,8 @@ static void test_help_is_printed(void) {
     }
     g_test_trap_subprocess(NULL, 0, 0);
     g_test_trap_assert_passed();
-    g_test_trap_assert_stdout("*SOURCE MOUNTPOINT*connect=URI*disks=*exclude=*scratch=*timeout=*");
+    g_test_trap_assert_stdout(
+        "*SOURCE MOUNTPOINT*connect=URI*disks=*exclude=*scratch=*timeout=*connections=*readahead=*speed=*");
 }
 
 static void test_missing_and_surplus_operands_are_refused(void) {
@@ -414,6 +501,11 @@ int main(int argc, char **argv) {
     g_test_add_func("/options/own-options-are-read", test_own_options_are_read);
     g_test_add_func("/options/users-and-groups-have-names", test_users_and_groups_have_names);
     g_test_add_func("/options/no-mode-makes-files-executable", test_no_mode_makes_files_executable);
+    g_test_add_func("/options/a-disk-has-1-to-16-connections", test_a_disk_has_1_to_16_connections);
+    g_test_add_func("/options/sizes-have-suffixes", test_sizes_have_suffixes);
+    g_test_add_func("/options/a-limit-may-be-as-high-as-numbers-go", test_a_limit_may_be_as_high_as_numbers_go);
+    g_test_add_func("/options/the-last-of-ro-and-rw-counts", test_the_last_of_ro_and_rw_counts);
+    g_test_add_func("/options/r-is-read-only", test_r_is_read_only);
     g_test_add_func("/options/a-relative-scratch-directory-becomes-absolute",
                     test_a_relative_scratch_directory_becomes_absolute);
     g_test_add_func("/options/the-last-of-several-counts", test_the_last_of_several_counts);

@@ -14,43 +14,47 @@
 
 /* One read and all that came of it. */
 typedef struct {
+    const VmsnapLayout *layout;
+    uint64_t offset;
+    size_t length;
     Latch called;
     int error;
-    GByteArray *data; /* NULL after an error */
+    uint8_t *buffer;     /* NULL if the layout had the bytes already */
+    const uint8_t *data; /* valid if there was no error */
 } Reading;
 
-static void reading_done(int error, const void *data, size_t length, gpointer user_data) {
+static void reading_done(int error, gpointer user_data) {
     Reading *reading = user_data;
     reading->error = error;
-    if (error)
-        g_assert_cmpuint(length, ==, 0);
-    else
-        reading->data = g_byte_array_append(g_byte_array_new(), data, (guint)length);
     latch_count(&reading->called);
 }
 
+/* Peeks, and fills a buffer of its own where that does not do, as readers do. */
 static void reading_start(Reading *reading, const VmsnapLayout *layout, uint64_t offset, size_t length) {
-    *reading = (Reading){0};
+    *reading = (Reading){.layout = layout, .offset = offset, .length = length};
     latch_init(&reading->called);
-    vmsnap_layout_read(layout, offset, length, reading_done, reading);
+    reading->data = vmsnap_layout_peek(layout, offset, length);
+    if (reading->data) {
+        reading_done(0, reading);
+        return;
+    }
+    reading->data = reading->buffer = g_malloc(length);
+    vmsnap_layout_fill(layout, offset, length, reading->buffer, reading_done, reading);
 }
 
 static void reading_clear(Reading *reading) {
     g_assert_cmpuint(latch_get(&reading->called), ==, 1);
-    g_clear_pointer(&reading->data, g_byte_array_unref);
+    g_free(reading->buffer);
     latch_clear(&reading->called);
 }
 
 typedef void (*ExpandFunc)(gconstpointer expected, uint8_t *buffer, size_t length, uint64_t offset);
 
-static void reading_check(const Reading *reading, const VmsnapLayout *layout, uint64_t offset, size_t length,
-                          ExpandFunc expand, gconstpointer expected) {
-    uint64_t left = offset < layout->size_bytes ? layout->size_bytes - offset : 0;
-    length = MIN(length, left);
-    g_autofree uint8_t *buffer = g_malloc(length + 1);
-    expand(expected, buffer, length, offset);
+static void reading_check(const Reading *reading, ExpandFunc expand, gconstpointer expected) {
+    g_autofree uint8_t *buffer = g_malloc(reading->length);
+    expand(expected, buffer, reading->length, reading->offset);
     g_assert_cmpint(reading->error, ==, 0);
-    g_assert_cmpmem(reading->data->data, reading->data->len, buffer, length);
+    g_assert_cmpmem(reading->data, reading->length, buffer, reading->length);
 }
 
 static void check_read(const VmsnapLayout *layout, uint64_t offset, size_t length, ExpandFunc expand,
@@ -58,7 +62,7 @@ static void check_read(const VmsnapLayout *layout, uint64_t offset, size_t lengt
     Reading reading;
     reading_start(&reading, layout, offset, length);
     latch_wait(&reading.called, 1);
-    reading_check(&reading, layout, offset, length, expand, expected);
+    reading_check(&reading, expand, expected);
     reading_clear(&reading);
 }
 
@@ -69,6 +73,12 @@ static int read_error(const VmsnapLayout *layout, uint64_t offset, size_t length
     int error = reading.error;
     reading_clear(&reading);
     return error;
+}
+
+/* A length of at least a byte for a read from @offset on that lies inside the file. */
+static size_t random_length(const VmsnapLayout *layout, uint64_t offset) {
+    uint64_t length = 1 + random_below(MAX_READ_BYTES);
+    return MIN(length, layout->size_bytes - offset);
 }
 
 static void expand_disk(gconstpointer disk, uint8_t *buffer, size_t length, uint64_t offset) {
@@ -85,7 +95,7 @@ typedef struct {
 static void fixture_init(Fixture *fixture, const MemoryFaults *faults, GArray *extents) {
     fixture->snapshot = memory_snapshot_new(faults);
     fixture->disk = memory_snapshot_add_disk(fixture->snapshot, "vda", extents);
-    fixture->view = vmsnap_disk_view_new(fixture->disk);
+    fixture->view = vmsnap_disk_view_new(fixture->disk, NULL);
     fixture->raw = vmsnap_layout_new_raw(fixture->view);
 }
 
@@ -100,13 +110,18 @@ static uint64_t random_offset(const Fixture *fixture) {
     return extents_random_offset(memory_disk_get_extents(fixture->disk), fixture->disk->size_bytes);
 }
 
+static void check_any_read(const Fixture *fixture) {
+    uint64_t offset = random_offset(fixture);
+    check_read(fixture->raw, offset, random_length(fixture->raw, offset), expand_disk, fixture->disk);
+}
+
 static void test_any_range_equals_naive(void) {
     static const uint64_t max_lengths[] = {256, 8 << 10, 256 << 20};
     for (size_t i = 0; i < G_N_ELEMENTS(max_lengths); i++) {
         Fixture fixture;
         fixture_init(&fixture, NULL, extents_random(max_lengths[i] * 25 + random_below(10000), max_lengths[i]));
         for (int n = 0; n < 100; n++)
-            check_read(fixture.raw, random_offset(&fixture), random_below(MAX_READ_BYTES), expand_disk, fixture.disk);
+            check_any_read(&fixture);
         fixture_clear(&fixture);
     }
 }
@@ -116,50 +131,58 @@ static void test_windows_join_without_a_seam(void) {
     fixture_init(&fixture, NULL, extents_random(2 * WINDOW_BYTES + 1000, 8 << 20));
     check_read(fixture.raw, WINDOW_BYTES - 1000, 2000, expand_disk, fixture.disk);
     check_read(fixture.raw, 2 * WINDOW_BYTES - 1, 2, expand_disk, fixture.disk);
-    check_read(fixture.raw, 2 * WINDOW_BYTES - 1000, 4096, expand_disk, fixture.disk);
+    check_read(fixture.raw, 2 * WINDOW_BYTES - 1000, 2000, expand_disk, fixture.disk);
     fixture_clear(&fixture);
 }
 
-static void test_the_end_gives_less_and_beyond_gives_nothing(void) {
+static void test_the_last_bytes_are_there(void) {
     Fixture fixture;
     uint64_t size = 1000003;
     fixture_init(&fixture, NULL, extents_random(size, 4096));
     check_read(fixture.raw, size - 1, 1, expand_disk, fixture.disk);
-    check_read(fixture.raw, size - 1, 4096, expand_disk, fixture.disk);
-    check_read(fixture.raw, size - 100000, 200000, expand_disk, fixture.disk);
-    check_read(fixture.raw, size, 1, expand_disk, fixture.disk);
-    check_read(fixture.raw, size + 1, 4096, expand_disk, fixture.disk);
-    check_read(fixture.raw, UINT64_MAX, 4096, expand_disk, fixture.disk);
-    check_read(fixture.raw, UINT64_MAX - 4095, 4096, expand_disk, fixture.disk);
-    fixture_clear(&fixture);
-}
-
-static void test_no_bytes_cost_nothing(void) {
-    Fixture fixture;
-    fixture_init(&fixture, NULL, extents_random(1000003, 4096));
-    check_read(fixture.raw, 0, 0, expand_disk, fixture.disk);
-    check_read(fixture.raw, 1000003, 0, expand_disk, fixture.disk);
-    g_assert_cmpuint(memory_snapshot_count(fixture.snapshot).questions, ==, 0);
+    check_read(fixture.raw, size - 100000, 100000, expand_disk, fixture.disk);
+    check_read(fixture.raw, 0, size, expand_disk, fixture.disk);
     fixture_clear(&fixture);
 }
 
 static void expand_bytes(gconstpointer bytes, uint8_t *buffer, size_t length, uint64_t offset) {
-    if (length > 0)
-        memcpy(buffer, (const uint8_t *)g_bytes_get_data((GBytes *)bytes, NULL) + offset, length);
+    memcpy(buffer, (const uint8_t *)g_bytes_get_data((GBytes *)bytes, NULL) + offset, length);
 }
 
 static void test_memory_gives_its_bytes(void) {
     g_autoptr(GBytes) content = g_bytes_new_static("0123456789", 10);
     VmsnapLayout *layout = vmsnap_layout_new_memory(content);
-    for (uint64_t offset = 0; offset < 12; offset++)
-        for (size_t length = 0; length < 13; length++)
+    for (uint64_t offset = 0; offset < 10; offset++)
+        for (size_t length = 1; length <= 10 - offset; length++)
             check_read(layout, offset, length, expand_bytes, content);
     vmsnap_layout_free(layout);
+}
 
-    g_autoptr(GBytes) empty = g_bytes_new(NULL, 0);
-    layout = vmsnap_layout_new_memory(empty);
-    check_read(layout, 0, 4096, expand_bytes, empty);
+static void test_memory_is_seen_without_a_copy(void) {
+    g_autoptr(GBytes) content = g_bytes_new_static("0123456789", 10);
+    VmsnapLayout *layout = vmsnap_layout_new_memory(content);
+    const uint8_t *bytes = g_bytes_get_data(content, NULL);
+    g_assert_true(vmsnap_layout_peek(layout, 0, 10) == bytes);
+    g_assert_true(vmsnap_layout_peek(layout, 9, 1) == bytes + 9);
     vmsnap_layout_free(layout);
+}
+
+/* Data, an unknown window, and a range of two segments must be read; a look at them asks nobody anything. */
+static void test_only_what_is_known_and_whole_can_be_seen(void) {
+    Fixture fixture;
+    fixture_init(&fixture, NULL, extents_alternate(1 << 20, 4096));
+    g_assert_null(vmsnap_layout_peek(fixture.raw, 4096, 4096));
+    g_assert_cmpuint(memory_snapshot_count(fixture.snapshot).questions, ==, 0);
+    check_read(fixture.raw, 0, 1, expand_disk, fixture.disk);
+    g_assert_nonnull(vmsnap_layout_peek(fixture.raw, 4096, 4096));
+    g_assert_nonnull(vmsnap_layout_peek(fixture.raw, 8191, 1));
+    g_assert_null(vmsnap_layout_peek(fixture.raw, 0, 1));
+    g_assert_null(vmsnap_layout_peek(fixture.raw, 4095, 2));
+    g_assert_null(vmsnap_layout_peek(fixture.raw, 4096, 4097));
+    MemoryCounts counts = memory_snapshot_count(fixture.snapshot);
+    g_assert_cmpuint(counts.questions, ==, 1);
+    g_assert_cmpuint(counts.reads, ==, 1);
+    fixture_clear(&fixture);
 }
 
 /* A layout as formats build them: parts that are memory, zeroes, or ranges of disks. */
@@ -232,14 +255,16 @@ static void test_segments_of_all_kinds_and_two_disks_join(void) {
         mixed.parts = g_array_new(FALSE, FALSE, sizeof(VmsnapSegment));
         for (int i = 0; i < 2; i++) {
             GArray *extents = extents_random(2 * WINDOW_BYTES, 64 << 20);
-            mixed.views[i] = vmsnap_disk_view_new(memory_snapshot_add_disk(snapshot, i ? "vdb" : "vda", extents));
+            VmsnapDisk *disk = memory_snapshot_add_disk(snapshot, i ? "vdb" : "vda", extents);
+            mixed.views[i] = vmsnap_disk_view_new(disk, NULL);
             mixed.raws[i] = vmsnap_layout_new_raw(mixed.views[i]);
         }
         for (int i = 0; i < 100; i++)
             mixed_add_random_part(&mixed, memory, sizeof memory);
-        for (int i = 0; i < 30; i++)
-            check_read(&mixed.base, random_below(mixed.base.size_bytes), random_below(MAX_READ_BYTES), expand_mixed,
-                       &mixed);
+        for (int i = 0; i < 30; i++) {
+            uint64_t offset = random_below(mixed.base.size_bytes);
+            check_read(&mixed.base, offset, random_length(&mixed.base, offset), expand_mixed, &mixed);
+        }
         memory_snapshot_end(snapshot);
         for (int i = 0; i < 2; i++) {
             vmsnap_layout_free(mixed.raws[i]);
@@ -254,7 +279,7 @@ static void test_zero_extents_never_cost_a_disk_read(void) {
     Fixture fixture;
     fixture_init(&fixture, NULL, extents_random(10 << 20, 64 << 10));
     for (int i = 0; i < 100; i++)
-        check_read(fixture.raw, random_offset(&fixture), random_below(MAX_READ_BYTES), expand_disk, fixture.disk);
+        check_any_read(&fixture);
     MemoryCounts counts = memory_snapshot_count(fixture.snapshot);
     g_assert_cmpuint(counts.reads, >, 0);
     g_assert_cmpuint(counts.zero_bytes_read, ==, 0);
@@ -266,6 +291,7 @@ static void test_holes_larger_than_a_request_are_zeroes(void) {
     GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
     extents_append(extents, VMSNAP_EXTENT_ZERO, 10 << 20);
     fixture_init(&fixture, NULL, extents);
+    check_read(fixture.raw, 0, 1, expand_disk, fixture.disk);
     check_read(fixture.raw, 1, 1 << 20, expand_disk, fixture.disk);
     check_read(fixture.raw, 1, (1 << 20) + 1, expand_disk, fixture.disk);
     check_read(fixture.raw, 0, 10 << 20, expand_disk, fixture.disk);
@@ -282,28 +308,13 @@ static void test_extents_are_asked_for_once(void) {
     fixture_clear(&fixture);
 }
 
-static void test_progress_counts_data_that_was_handed_out(void) {
-    Fixture fixture;
-    uint64_t size = 2 << 20;
-    fixture_init(&fixture, NULL, extents_alternate(size, 64 << 10));
-    check_read(fixture.raw, 0, 128 << 10, expand_disk, fixture.disk);
-    g_assert_cmpuint(vmsnap_progress_get_bytes(fixture.view->progress), ==, 64 << 10);
-    check_read(fixture.raw, 64 << 10, 64 << 10, expand_disk, fixture.disk);
-    g_assert_cmpuint(vmsnap_progress_get_bytes(fixture.view->progress), ==, 64 << 10);
-    for (uint64_t offset = 0; offset < size; offset += 100000)
-        check_read(fixture.raw, offset, 100000, expand_disk, fixture.disk);
-    g_assert_cmpuint(vmsnap_progress_get_bytes(fixture.view->progress), ==, size / 2);
-    fixture_clear(&fixture);
-}
-
-static void test_a_failed_read_hands_out_nothing(void) {
+static void test_a_read_that_touches_a_failure_fails(void) {
     for (int at_once = 0; at_once < 2; at_once++) {
         const MemoryFaults faults = {.fail_call = 2, .fail_rest = TRUE, .fail_at_once = at_once};
         Fixture fixture;
         fixture_init(&fixture, &faults, extents_alternate(1 << 20, 4096));
         g_assert_cmpint(read_error(fixture.raw, 0, 64 << 10), ==, -EIO);
         g_assert_cmpint(read_error(fixture.raw, 4095, 2), ==, -EIO);
-        g_assert_cmpuint(vmsnap_progress_get_bytes(fixture.view->progress), ==, 0);
         check_read(fixture.raw, 4096, 4096, expand_disk, fixture.disk);
         fixture_clear(&fixture);
     }
@@ -328,7 +339,7 @@ static void test_any_one_failure_is_told_once(void) {
                 if (readings[i].error)
                     g_assert_cmpint(readings[i].error, ==, -EIO);
                 else
-                    reading_check(&readings[i], fixture.raw, offsets[i], 80000, expand_disk, fixture.disk);
+                    reading_check(&readings[i], expand_disk, fixture.disk);
             }
             g_assert_cmpuint(n_failed, <=, 1);
             MemoryCounts counts = memory_snapshot_count(fixture.snapshot);
@@ -403,7 +414,7 @@ static gpointer read_many(gpointer data) {
         reading_start(&readings[i], fixture->raw, reader->offsets[i], reader->lengths[i]);
     for (int i = 0; i < N_READS; i++) {
         latch_wait(&readings[i].called, 1);
-        reading_check(&readings[i], fixture->raw, reader->offsets[i], reader->lengths[i], expand_disk, fixture->disk);
+        reading_check(&readings[i], expand_disk, fixture->disk);
         reading_clear(&readings[i]);
     }
     return NULL;
@@ -419,7 +430,7 @@ static void test_threads_may_read_at_once(void) {
         readers[i].fixture = &fixture;
         for (int n = 0; n < N_READS; n++) {
             readers[i].offsets[n] = random_offset(&fixture);
-            readers[i].lengths[n] = random_below(64 << 10);
+            readers[i].lengths[n] = random_length(fixture.raw, readers[i].offsets[n]);
         }
     }
     for (int i = 0; i < N_THREADS; i++)
@@ -434,16 +445,15 @@ int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/read/any-range-equals-naive", test_any_range_equals_naive);
     g_test_add_func("/read/windows-join-without-a-seam", test_windows_join_without_a_seam);
-    g_test_add_func("/read/the-end-gives-less-and-beyond-gives-nothing",
-                    test_the_end_gives_less_and_beyond_gives_nothing);
-    g_test_add_func("/read/no-bytes-cost-nothing", test_no_bytes_cost_nothing);
+    g_test_add_func("/read/the-last-bytes-are-there", test_the_last_bytes_are_there);
     g_test_add_func("/read/memory-gives-its-bytes", test_memory_gives_its_bytes);
+    g_test_add_func("/read/memory-is-seen-without-a-copy", test_memory_is_seen_without_a_copy);
+    g_test_add_func("/read/only-what-is-known-and-whole-can-be-seen", test_only_what_is_known_and_whole_can_be_seen);
     g_test_add_func("/read/segments-of-all-kinds-and-two-disks-join", test_segments_of_all_kinds_and_two_disks_join);
     g_test_add_func("/read/zero-extents-never-cost-a-disk-read", test_zero_extents_never_cost_a_disk_read);
     g_test_add_func("/read/holes-larger-than-a-request-are-zeroes", test_holes_larger_than_a_request_are_zeroes);
     g_test_add_func("/read/extents-are-asked-for-once", test_extents_are_asked_for_once);
-    g_test_add_func("/read/progress-counts-data-that-was-handed-out", test_progress_counts_data_that_was_handed_out);
-    g_test_add_func("/read/a-failed-read-hands-out-nothing", test_a_failed_read_hands_out_nothing);
+    g_test_add_func("/read/a-read-that-touches-a-failure-fails", test_a_read_that_touches_a_failure_fails);
     g_test_add_func("/read/any-one-failure-is-told-once", test_any_one_failure_is_told_once);
     g_test_add_func("/read/many-failures-of-a-read-are-told-once", test_many_failures_of_a_read_are_told_once);
     g_test_add_func("/read/a-lost-snapshot-fails-every-disk-read", test_a_lost_snapshot_fails_every_disk_read);

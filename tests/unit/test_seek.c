@@ -20,7 +20,7 @@ typedef struct {
 
 static void fixture_init(Fixture *fixture, const MemoryFaults *faults, GArray *extents) {
     fixture->snapshot = memory_snapshot_new(faults);
-    fixture->view = vmsnap_disk_view_new(memory_snapshot_add_disk(fixture->snapshot, "vda", extents));
+    fixture->view = vmsnap_disk_view_new(memory_snapshot_add_disk(fixture->snapshot, "vda", extents), NULL);
     fixture->raw = vmsnap_layout_new_raw(fixture->view);
 }
 

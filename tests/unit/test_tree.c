@@ -2,6 +2,9 @@
 /* The tree: ids, names, and inode numbers that tools remember from one snapshot to the next. */
 #include "fs/tree.h"
 
+#include <errno.h>
+#include <string.h>
+
 #define MACHINE_A "11111111-2222-4333-8444-555555555555"
 #define MACHINE_B "11111111-2222-4333-8444-555555555556"
 
@@ -51,7 +54,7 @@ static void test_lookup_finds_hidden_ones_and_no_others(void) {
     VmsnapTree *tree = vmsnap_tree_new(MACHINE_A);
     VmsnapNode *hidden = vmsnap_tree_add_directory(tree, root_of(tree), ".vmsnap", TRUE);
     VmsnapNode *file = add_file(tree, root_of(tree), "vda.raw");
-    VmsnapNode *live = vmsnap_tree_add_live_file(tree, hidden, "status", generate, (gpointer) "fine");
+    VmsnapNode *live = vmsnap_tree_add_live_file(tree, hidden, "status", generate, NULL, (gpointer) "fine");
     g_assert_true(hidden->hidden);
     g_assert_true(vmsnap_tree_lookup(root_of(tree), ".vmsnap") == hidden);
     g_assert_true(vmsnap_tree_lookup(root_of(tree), "vda.raw") == file);
@@ -65,11 +68,29 @@ static void test_lookup_finds_hidden_ones_and_no_others(void) {
 
 static void test_live_files_are_made_when_asked(void) {
     VmsnapTree *tree = vmsnap_tree_new(MACHINE_A);
-    VmsnapNode *live = vmsnap_tree_add_live_file(tree, root_of(tree), "status", generate, (gpointer) "fine");
-    g_autofree char *content = live->generate(live->generate_data);
+    VmsnapNode *live = vmsnap_tree_add_live_file(tree, root_of(tree), "status", generate, NULL, (gpointer) "fine");
+    g_autofree char *content = live->generate(live->live_data);
     g_assert_cmpstr(content, ==, "fine");
     g_assert_null(live->layout);
     g_assert_false(vmsnap_node_is_directory(live));
+    vmsnap_tree_free(tree);
+}
+
+static int store(const char *text, gpointer user_data) {
+    g_string_assign(user_data, text);
+    return -ERANGE;
+}
+
+static void test_live_files_that_take_orders_hand_them_on(void) {
+    VmsnapTree *tree = vmsnap_tree_new(MACHINE_A);
+    g_autoptr(GString) stored = g_string_new("nothing");
+    VmsnapNode *deaf = vmsnap_tree_add_live_file(tree, root_of(tree), "status", generate, NULL, (gpointer) "fine");
+    VmsnapNode *live = vmsnap_tree_add_live_file(tree, root_of(tree), "speed", generate, store, stored);
+    g_assert_null(deaf->store);
+    g_assert_null(root_of(tree)->store);
+    g_assert_null(add_file(tree, root_of(tree), "vda.raw")->store);
+    g_assert_cmpint(live->store("50M", live->live_data), ==, -ERANGE);
+    g_assert_cmpstr(stored->str, ==, "50M");
     vmsnap_tree_free(tree);
 }
 
@@ -78,7 +99,7 @@ static void test_total_is_the_fixed_content(void) {
     VmsnapNode *directory = vmsnap_tree_add_directory(tree, root_of(tree), "sub", FALSE);
     (void)add_file(tree, root_of(tree), "12345");
     (void)add_file(tree, directory, "123");
-    (void)vmsnap_tree_add_live_file(tree, directory, "live", generate, (gpointer) "not counted");
+    (void)vmsnap_tree_add_live_file(tree, directory, "live", generate, NULL, (gpointer) "not counted");
     g_assert_cmpuint(vmsnap_tree_total_bytes(tree), ==, 8);
     vmsnap_tree_free(tree);
 }
@@ -149,6 +170,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/tree/nodes-are-found-by-id-and-nothing-else-is", test_nodes_are_found_by_id_and_nothing_else_is);
     g_test_add_func("/tree/lookup-finds-hidden-ones-and-no-others", test_lookup_finds_hidden_ones_and_no_others);
     g_test_add_func("/tree/live-files-are-made-when-asked", test_live_files_are_made_when_asked);
+    g_test_add_func("/tree/live-files-that-take-orders-hand-them-on", test_live_files_that_take_orders_hand_them_on);
     g_test_add_func("/tree/total-is-the-fixed-content", test_total_is_the_fixed_content);
     g_test_add_func("/tree/inodes-stay-from-one-snapshot-to-the-next", test_inodes_stay_from_one_snapshot_to_the_next);
     g_test_add_func("/tree/inodes-differ-between-paths-and-machines", test_inodes_differ_between_paths_and_machines);

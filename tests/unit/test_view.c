@@ -8,11 +8,14 @@
 #include "latch.h"
 #include "memory_backend.h"
 
+#include <errno.h>
 #include <json-glib/json-glib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define DISK_BYTES (UINT64_C(8) << 20)
+
+static const VmsnapViewOptions view_options = {.readahead_bytes = 1 << 20};
 
 typedef struct {
     VmsnapSnapshot *snapshot;
@@ -30,7 +33,7 @@ static void fixture_init(Fixture *fixture) {
     vmsnap_snapshot_add_version(snapshot, "vmsnap", g_strdup("0.1"));
     vmsnap_snapshot_add_version(snapshot, "qemu", g_strdup("7.2.0"));
     fixture->snapshot = snapshot;
-    fixture->view = vmsnap_view_new(snapshot);
+    fixture->view = vmsnap_view_new(snapshot, &view_options);
 }
 
 static void fixture_scan(Fixture *fixture) {
@@ -60,7 +63,7 @@ static const VmsnapNode *find(const Fixture *fixture, const char *directory, con
 
 static void test_files_stand_where_the_design_says(void) {
     static const char *const in_root[] = {"vda.raw", "vdb.raw", "domain.xml", "manifest.json"};
-    static const char *const in_hidden[] = {"backup.xml", "status.json", "status"};
+    static const char *const in_hidden[] = {"backup.xml", "status.json", "status", "speed"};
     Fixture fixture;
     fixture_init(&fixture);
     for (size_t i = 0; i < G_N_ELEMENTS(in_root); i++)
@@ -95,7 +98,7 @@ static void test_a_view_asks_nothing_before_it_starts(void) {
 
 static void test_a_machine_without_disks_has_its_other_files(void) {
     Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
-    fixture.view = vmsnap_view_new(fixture.snapshot);
+    fixture.view = vmsnap_view_new(fixture.snapshot, &view_options);
     g_autofree char *status = vmsnap_status_build_json(fixture.view);
     g_autofree char *text = vmsnap_status_build_text(fixture.view);
     g_assert_nonnull(find(&fixture, NULL, "manifest.json"));
@@ -167,7 +170,7 @@ static void test_instants_are_rfc_3339_in_utc(void) {
 
 static JsonObject *status_parse(JsonParser *parser, const Fixture *fixture) {
     const VmsnapNode *node = find(fixture, ".vmsnap", "status.json");
-    g_autofree char *text = node->generate(node->generate_data);
+    g_autofree char *text = node->generate(node->live_data);
     g_assert_true(g_str_has_suffix(text, "\n"));
     return parse(parser, text, -1);
 }
@@ -266,7 +269,7 @@ static void test_the_status_for_people_names_each_disk(void) {
     fixture_init(&fixture);
     fixture_scan(&fixture);
     const VmsnapNode *node = find(&fixture, ".vmsnap", "status");
-    g_autofree char *text = node->generate(node->generate_data);
+    g_autofree char *text = node->generate(node->live_data);
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     g_assert_cmpuint(g_strv_length(lines), ==, 6);
     g_assert_cmpstr(lines[0], ==, "snapshot 6f1c2d3e-0000-4000-8000-000000000001 of vm1");
@@ -301,6 +304,95 @@ static void test_threads_may_read_the_status_at_once(void) {
     fixture_clear(&fixture);
 }
 
+static void check_speed(const Fixture *fixture, const char *expected) {
+    const VmsnapNode *node = find(fixture, ".vmsnap", "speed");
+    g_autofree char *text = node->generate(node->live_data);
+    g_assert_cmpstr(text, ==, expected);
+}
+
+static int store_speed(const Fixture *fixture, const char *text) {
+    const VmsnapNode *node = find(fixture, ".vmsnap", "speed");
+    return node->store(text, node->live_data);
+}
+
+static void test_the_speed_takes_what_people_write(void) {
+    static const struct {
+        const char *text;
+        const char *speed;
+    } cases[] = {{"50M", "52428800\n"}, {"1k", "1024\n"}, {"2G", "2147483648\n"}, {"123456", "123456\n"}, {"0", "0\n"}};
+    Fixture fixture;
+    fixture_init(&fixture);
+    check_speed(&fixture, "0\n");
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_assert_cmpint(store_speed(&fixture, cases[i].text), ==, 0);
+        check_speed(&fixture, cases[i].speed);
+    }
+    fixture_clear(&fixture);
+}
+
+static void test_the_speed_stays_where_nobody_understands(void) {
+    static const char *const texts[] = {"", "fast", "-1", "50MB", "5 M", "1.5M", "18446744073709551616", "50M\n10M"};
+    Fixture fixture;
+    fixture_init(&fixture);
+    g_assert_cmpint(store_speed(&fixture, "7K"), ==, 0);
+    for (size_t i = 0; i < G_N_ELEMENTS(texts); i++)
+        g_assert_cmpint(store_speed(&fixture, texts[i]), ==, -EINVAL);
+    check_speed(&fixture, "7168\n");
+    fixture_clear(&fixture);
+}
+
+static void test_only_the_speed_takes_orders(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    g_assert_nonnull(find(&fixture, ".vmsnap", "speed")->store);
+    for (uint64_t id = VMSNAP_TREE_ROOT_ID; id <= vmsnap_tree_count(fixture.view->tree); id++) {
+        const VmsnapNode *node = vmsnap_tree_get(fixture.view->tree, id);
+        g_assert_cmpint(node->store != NULL, ==, g_str_equal(node->name ? node->name : "", "speed"));
+    }
+    fixture_clear(&fixture);
+}
+
+/* The limit that the view begins with is that of its disks, and so is one that is set later. */
+static void test_the_speed_is_that_of_all_disks(void) {
+    static const VmsnapViewOptions slow = {.speed_bytes_per_s = 1 << 20};
+    Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
+    (void)memory_snapshot_add_disk(fixture.snapshot, "vda", extents_alternate(DISK_BYTES, 64 << 10));
+    (void)memory_snapshot_add_disk(fixture.snapshot, "vdb", extents_alternate(DISK_BYTES, 64 << 10));
+    fixture.view = vmsnap_view_new(fixture.snapshot, &slow);
+    check_speed(&fixture, "1048576\n");
+    g_assert_cmpint(store_speed(&fixture, "3M"), ==, 0);
+    for (guint i = 0; i < fixture.view->disks->len; i++) {
+        const VmsnapDiskView *disk = g_ptr_array_index(fixture.view->disks, i);
+        g_assert_cmpuint(vmsnap_throttle_get_rate(disk->throttle), ==, 3 << 20);
+    }
+    g_assert_true(fixture.view->resources.throttle == fixture.view->throttle);
+    fixture_clear(&fixture);
+}
+
+/* Returns: how many buffers a view with so much memory for read-ahead has. */
+static guint count_ahead_buffers(uint64_t readahead_bytes) {
+    const VmsnapViewOptions options = {.readahead_bytes = readahead_bytes};
+    Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
+    fixture.view = vmsnap_view_new(fixture.snapshot, &options);
+    g_autoptr(GPtrArray) taken = g_ptr_array_new();
+    VmsnapBufferPool *pool = fixture.view->resources.ahead;
+    g_assert_cmpuint(vmsnap_buffer_pool_get_buffer_bytes(pool), ==, VMSNAP_READER_CHUNK_BYTES);
+    for (uint8_t *buffer; (buffer = vmsnap_buffer_pool_try_take(pool, 0));)
+        g_ptr_array_add(taken, buffer);
+    for (guint i = 0; i < taken->len; i++)
+        vmsnap_buffer_pool_give(pool, g_ptr_array_index(taken, i));
+    fixture_clear(&fixture);
+    return taken->len;
+}
+
+static void test_readahead_is_memory_for_all(void) {
+    g_assert_cmpuint(count_ahead_buffers(0), ==, 0);
+    g_assert_cmpuint(count_ahead_buffers(1), ==, 1);
+    g_assert_cmpuint(count_ahead_buffers(VMSNAP_READER_CHUNK_BYTES), ==, 1);
+    g_assert_cmpuint(count_ahead_buffers(VMSNAP_READER_CHUNK_BYTES + 1), ==, 2);
+    g_assert_cmpuint(count_ahead_buffers(40 * VMSNAP_READER_CHUNK_BYTES), ==, 40);
+}
+
 int main(int argc, char **argv) {
     /* A time zone that no instant may be told in. */
     g_assert_true(g_setenv("TZ", "Asia/Kathmandu", TRUE));
@@ -310,6 +402,11 @@ int main(int argc, char **argv) {
     g_test_add_func("/view/a-view-asks-nothing-before-it-starts", test_a_view_asks_nothing_before_it_starts);
     g_test_add_func("/view/a-machine-without-disks-has-its-other-files",
                     test_a_machine_without_disks_has_its_other_files);
+    g_test_add_func("/view/the-speed-takes-what-people-write", test_the_speed_takes_what_people_write);
+    g_test_add_func("/view/the-speed-stays-where-nobody-understands", test_the_speed_stays_where_nobody_understands);
+    g_test_add_func("/view/only-the-speed-takes-orders", test_only_the_speed_takes_orders);
+    g_test_add_func("/view/the-speed-is-that-of-all-disks", test_the_speed_is_that_of_all_disks);
+    g_test_add_func("/view/readahead-is-memory-for-all", test_readahead_is_memory_for_all);
     g_test_add_func("/manifest/has-what-the-design-promises", test_the_manifest_has_what_the_design_promises);
     g_test_add_func("/manifest/instants-are-rfc-3339-in-utc", test_instants_are_rfc_3339_in_utc);
     g_test_add_func("/status/has-what-the-design-promises", test_the_status_has_what_the_design_promises);

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Large buffers that are allocated for each read would be new memory each time, and the kernel would have to clear
+ * every page of it. The one that was given back last is used first: it may still be in the processor's cache.
+ *
+ * The lock is not held while a waiter is called.
+ */
+#include "buffer_pool.h"
+
+/* Buffers begin at a page, so that copies do not cross more of them than they must. */
+#define ALIGNMENT_BYTES 4096
+
+typedef struct {
+    VmsnapBufferFunc func;
+    gpointer user_data;
+} Waiter;
+
+struct VmsnapBufferPool {
+    size_t buffer_bytes;
+    guint max_buffers;
+    GMutex lock;
+    guint n_taken;   /* guarded by lock */
+    GPtrArray *idle; /* of buffers; guarded by lock */
+    GQueue waiters;  /* of Waiter, owned, in their order; guarded by lock */
+};
+
+VmsnapBufferPool *vmsnap_buffer_pool_new(size_t buffer_bytes, guint max_buffers) {
+    VmsnapBufferPool *pool = g_new0(VmsnapBufferPool, 1);
+    pool->buffer_bytes = buffer_bytes;
+    pool->max_buffers = max_buffers;
+    g_mutex_init(&pool->lock);
+    pool->idle = g_ptr_array_new_with_free_func(g_aligned_free);
+    return pool;
+}
+
+void vmsnap_buffer_pool_free(VmsnapBufferPool *pool) {
+    if (!pool)
+        return;
+    g_assert(pool->n_taken == 0 && g_queue_is_empty(&pool->waiters));
+    g_ptr_array_unref(pool->idle);
+    g_mutex_clear(&pool->lock);
+    g_free(pool);
+}
+
+size_t vmsnap_buffer_pool_get_buffer_bytes(const VmsnapBufferPool *pool) {
+    return pool->buffer_bytes;
+}
+
+static uint8_t *take_locked(VmsnapBufferPool *pool) {
+    pool->n_taken++;
+    if (pool->idle->len > 0)
+        return g_ptr_array_steal_index_fast(pool->idle, pool->idle->len - 1);
+    return g_aligned_alloc(pool->buffer_bytes, 1, ALIGNMENT_BYTES);
+}
+
+uint8_t *vmsnap_buffer_pool_try_take(VmsnapBufferPool *pool, guint n_held) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&pool->lock);
+    return pool->max_buffers - pool->n_taken > n_held ? take_locked(pool) : NULL;
+}
+
+void vmsnap_buffer_pool_take(VmsnapBufferPool *pool, VmsnapBufferFunc func, gpointer user_data) {
+    uint8_t *buffer = NULL;
+    g_mutex_lock(&pool->lock);
+    if (pool->n_taken < pool->max_buffers) {
+        buffer = take_locked(pool);
+    } else {
+        Waiter *waiter = g_new(Waiter, 1);
+        *waiter = (Waiter){.func = func, .user_data = user_data};
+        g_queue_push_tail(&pool->waiters, waiter);
+    }
+    g_mutex_unlock(&pool->lock);
+    if (buffer)
+        func(buffer, user_data);
+}
+
+void vmsnap_buffer_pool_give(VmsnapBufferPool *pool, uint8_t *buffer) {
+    if (!buffer)
+        return;
+    g_mutex_lock(&pool->lock);
+    g_autofree Waiter *waiter = g_queue_pop_head(&pool->waiters);
+    if (!waiter) {
+        pool->n_taken--;
+        g_ptr_array_add(pool->idle, buffer);
+    }
+    g_mutex_unlock(&pool->lock);
+    if (waiter)
+        waiter->func(buffer, waiter->user_data);
+}
