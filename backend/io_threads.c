@@ -34,9 +34,11 @@ VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads) {
     return threads;
 }
 
-void vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source) {
-    (void)g_source_attach(source, threads->threads[threads->next].context);
+GMainContext *vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source) {
+    GMainContext *context = threads->threads[threads->next].context;
+    (void)g_source_attach(source, context);
     threads->next = (threads->next + 1) % threads->n_threads;
+    return context;
 }
 
 static gboolean loop_quit(gpointer data) {

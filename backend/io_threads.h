@@ -8,8 +8,13 @@ typedef struct VmsnapIoThreads VmsnapIoThreads;
 
 VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads);
 
-/** Attaches @source to the next thread in turn; the thread takes a reference of its own. */
-void vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source);
+/**
+ * vmsnap_io_threads_attach:
+ *
+ * Attaches @source to the next thread in turn; the thread takes a reference of its own.
+ * Returns: (transfer none): that thread's context, which lives as long as @threads.
+ */
+GMainContext *vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source);
 
 /** Stops and joins the threads: when this returns, none of the sources runs any more. Idempotent. */
 void vmsnap_io_threads_stop(VmsnapIoThreads *threads);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A libnbd handle locks itself during every call, and while it receives a megabyte nobody else gets in. So each handle
- * belongs to one I/O thread: others put requests into a queue and wake that thread, and never wait for the socket.
+ * A libnbd handle locks itself during every call, and while it receives a megabyte nobody else gets in. So here is a
+ * lock around the handle that only one I/O thread waits for. Whoever reads puts a request into a queue; if the handle
+ * is free, he starts by himself what is in there, since to wake another thread first takes longer than all else. If it
+ * is not, the I/O thread does. So nobody ever waits for the socket.
  *
- * A request is in exactly one list: submitted (guarded by the lock), then started (the I/O thread's), then done. When
- * the connection is lost or freed, what is left in the lists fails. One that libnbd fails waits in a third list until
- * the I/O thread knows whether the connection is lost: then its user is told that first.
+ * A request is in exactly one list: submitted, then started, then done. When the connection is lost or freed, what is
+ * left in the lists fails. One that libnbd fails waits in a third list until the I/O thread knows whether the
+ * connection is lost: then its user is told that first.
  */
 #include "nbd_connection.h"
 
@@ -14,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libnbd.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -37,21 +40,26 @@ typedef struct {
 
 struct VmsnapNbdConnection {
     GSource source;
-    struct nbd_handle *nbd; /* used by the I/O thread alone once attached */
+    GMainContext *context; /* of the I/O thread; not owned */
     gpointer fd_tag;
-    GIOCondition events;
-    GQueue started; /* the I/O thread's, as failed */
-    GQueue failed;
+    GIOCondition events; /* the I/O thread's */
     VmsnapNbdLostFunc lost;
     gpointer lost_data;
+
+    /* GMutex leaves open what it does when its owner tries to get it once more: here, that fails. */
+    pthread_mutex_t handle_lock;
+    struct nbd_handle *nbd; /* guarded by handle_lock once attached; NULL after close */
+    GQueue started;         /* guarded by handle_lock, as failed */
+    GQueue failed;
+    int needs_io_thread; /* atomic; there is something that whoever had the handle could not do */
 
     uint64_t size_bytes; /* these four are immutable */
     uint64_t block_bytes;
     gboolean is_multi_conn;
     gboolean has_allocation;
 
-    int load; /* atomic */
-    GMutex lock;
+    int load;         /* atomic */
+    GMutex lock;      /* held for moments only, also with handle_lock */
     GQueue submitted; /* guarded by lock */
     gboolean closed;  /* guarded by lock */
 };
@@ -274,25 +282,51 @@ static void connection_update_events(VmsnapNbdConnection *connection) {
     g_source_modify_unix_fd(&connection->source, connection->fd_tag, events);
 }
 
+static gboolean connection_has_work(GSource *source) {
+    VmsnapNbdConnection *connection = (VmsnapNbdConnection *)source;
+    if (g_atomic_int_get(&connection->needs_io_thread))
+        return TRUE;
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&connection->lock);
+    return !g_queue_is_empty(&connection->submitted);
+}
+
+static gboolean connection_prepare(GSource *source, int *ret_timeout_ms) {
+    *ret_timeout_ms = -1;
+    return connection_has_work(source);
+}
+
+/* Returns: whether the connection still lives. */
+static gboolean connection_dispatch_locked(VmsnapNbdConnection *connection, GIOCondition events) {
+    g_atomic_int_set(&connection->needs_io_thread, FALSE);
+    connection_start_submitted(connection);
+    int result = connection_notify(connection, events);
+    if (result == 0 && !nbd_aio_is_dead(connection->nbd) && !nbd_aio_is_closed(connection->nbd)) {
+        connection_update_events(connection);
+        requests_fail(&connection->failed);
+        return TRUE;
+    }
+    const char *reason = result != 0 ? nbd_get_error() : NULL;
+    connection_lose(connection, reason ? reason : "the server closed the connection");
+    return FALSE;
+}
+
 /* Runs on the I/O thread. What is submitted after the queue was taken makes the source ready again. */
 static gboolean connection_dispatch(GSource *source, GSourceFunc callback, gpointer user_data) {
     (void)callback;
     (void)user_data;
     VmsnapNbdConnection *connection = (VmsnapNbdConnection *)source;
-    g_source_set_ready_time(source, -1);
-    connection_start_submitted(connection);
-    int result = connection_notify(connection, g_source_query_unix_fd(source, connection->fd_tag));
-    if (result == 0 && !nbd_aio_is_dead(connection->nbd) && !nbd_aio_is_closed(connection->nbd)) {
-        connection_update_events(connection);
-        requests_fail(&connection->failed);
-        return G_SOURCE_CONTINUE;
-    }
-    const char *reason = result != 0 ? nbd_get_error() : NULL;
-    connection_lose(connection, reason ? reason : "the server closed the connection");
-    return G_SOURCE_REMOVE;
+    (void)pthread_mutex_lock(&connection->handle_lock);
+    gboolean lives = connection_dispatch_locked(connection, g_source_query_unix_fd(source, connection->fd_tag));
+    (void)pthread_mutex_unlock(&connection->handle_lock);
+    return lives ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
 
-static GSourceFuncs connection_funcs = {.dispatch = connection_dispatch};
+/* A ready time would do as well, but GLib wakes the loop once more each time that one is taken back. */
+static GSourceFuncs connection_funcs = {
+    .prepare = connection_prepare,
+    .check = connection_has_work,
+    .dispatch = connection_dispatch,
+};
 
 static void set_nbd_error(GError **error, const char *socket, const char *export_name) {
     const char *reason = nbd_get_error();
@@ -354,6 +388,7 @@ VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *e
     g_autoptr(VmsnapNbdConnection) connection =
         (VmsnapNbdConnection *)g_source_new(&connection_funcs, sizeof(VmsnapNbdConnection));
     g_mutex_init(&connection->lock);
+    (void)pthread_mutex_init(&connection->handle_lock, NULL);
     connection->lost = lost;
     connection->lost_data = user_data;
     connection->nbd = handle_connect(socket, export_name, timeout_ms);
@@ -375,25 +410,46 @@ gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connecti
 void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads) {
     connection->events = G_IO_IN;
     connection->fd_tag = g_source_add_unix_fd(&connection->source, nbd_aio_get_fd(connection->nbd), G_IO_IN);
-    vmsnap_io_threads_attach(threads, &connection->source);
+    connection->context = vmsnap_io_threads_attach(threads, &connection->source);
 }
 
 int vmsnap_nbd_connection_get_load(const VmsnapNbdConnection *connection) {
     return g_atomic_int_get(&connection->load);
 }
 
-/* Gives a request to the I/O thread. */
+/* Returns: FALSE if the I/O thread must see to what is in the queue, or to what came of it. */
+static gboolean connection_start_at_once(VmsnapNbdConnection *connection) {
+    if (pthread_mutex_trylock(&connection->handle_lock) != 0)
+        return FALSE;
+    gboolean done = TRUE;
+    if (connection->nbd) {
+        connection_start_submitted(connection);
+        done = g_queue_is_empty(&connection->failed) &&
+               !(nbd_aio_get_direction(connection->nbd) & LIBNBD_AIO_DIRECTION_WRITE);
+    }
+    if (!done)
+        g_atomic_int_set(&connection->needs_io_thread, TRUE);
+    (void)pthread_mutex_unlock(&connection->handle_lock);
+    return done;
+}
+
+/*
+ * Whoever finds the queue empty sees to it that it is served. Answers about extents that need no server come at once,
+ * and must not come before the call that asks returns.
+ */
 static void request_queue(Request *request) {
     VmsnapNbdConnection *connection = request->connection;
+    gboolean is_read = !request->extents;
     g_mutex_lock(&connection->lock);
     gboolean closed = connection->closed;
+    gboolean first = g_queue_is_empty(&connection->submitted);
     if (!closed)
         g_queue_push_tail_link(&connection->submitted, &request->link);
     g_mutex_unlock(&connection->lock);
     if (closed)
         request_finish(request, -EIO);
-    else
-        g_source_set_ready_time(&connection->source, 0);
+    else if (first && !(is_read && connection_start_at_once(connection)))
+        g_main_context_wakeup(connection->context);
 }
 
 static void request_submit(Request *request) {
@@ -431,9 +487,11 @@ void vmsnap_nbd_connection_extents(VmsnapNbdConnection *connection, uint64_t off
 void vmsnap_nbd_connection_close(VmsnapNbdConnection *connection) {
     GQueue submitted;
     connection_refuse_more(connection, &submitted);
+    (void)pthread_mutex_lock(&connection->handle_lock);
     g_clear_pointer(&connection->nbd, nbd_close);
     requests_fail(&connection->failed);
     requests_fail(&connection->started);
+    (void)pthread_mutex_unlock(&connection->handle_lock);
     requests_fail(&submitted);
 }
 
@@ -442,6 +500,7 @@ void vmsnap_nbd_connection_free(VmsnapNbdConnection *connection) {
         return;
     vmsnap_nbd_connection_close(connection);
     g_mutex_clear(&connection->lock);
+    (void)pthread_mutex_destroy(&connection->handle_lock);
     g_source_destroy(&connection->source);
     g_source_unref(&connection->source);
 }

@@ -32,7 +32,7 @@ uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);
 /** Returns: whether several connections to this export show the same data. */
 gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connection);
 
-/** Gives the connection to one of @threads, which alone uses it from then on. */
+/** Gives the connection to one of @threads, which receives for it from then on and must outlive it. */
 void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads);
 
 /** Returns: how many requests wait for an answer. Any thread. */

@@ -10,11 +10,17 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* A hole answers without a copy of its own; never written. As large as the largest read that FUSE sends. */
-static uint8_t zeroes[1 << 20];
+/*
+ * A hole answers without a copy of its own. Constant, and so pages of the program: those of a variable that is never
+ * written are none yet, and the kernel takes far longer to find that out than to copy them.
+ */
+static const uint8_t zeroes[(size_t)256 << 10];
 
-/* Larger reads of a disk cost QEMU more for each byte: its buffers then no longer fit into a processor's cache. */
-#define MAX_DISK_READ_BYTES ((size_t)256 << 10)
+/*
+ * QEMU has a buffer for each read. Larger ones it gets from the kernel and gives back each time, so that it has to take
+ * page faults for all that it reads.
+ */
+#define MAX_DISK_READ_BYTES ((size_t)128 << 10)
 
 typedef struct {
     const VmsnapLayout *layout;

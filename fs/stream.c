@@ -14,7 +14,7 @@
 /* How many reads may come late. */
 #define MAX_LATE_READS 8
 #define FIRST_WINDOW 4
-#define MAX_WINDOW 32
+#define MAX_WINDOW 16
 /* A search over so many segments is long enough for one read; the next one goes on with it. */
 #define MAX_SEARCH_SEGMENTS 64
 /* A stream that runs outlives this many reads elsewhere. */

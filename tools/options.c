@@ -19,7 +19,7 @@
 #define DEFAULT_MODE 0400
 #define DEFAULT_TIMEOUT_S 30
 #define MAX_TIMEOUT_S 3600
-#define DEFAULT_CONNECTIONS 4
+#define DEFAULT_CONNECTIONS 2
 #define MAX_CONNECTIONS 16
 #define DEFAULT_READAHEAD_BYTES (UINT64_C(64) << 20)
 #define MAX_READAHEAD_BYTES (UINT64_C(1) << 40)
@@ -288,7 +288,7 @@ static const char help_text[] = "SOURCE is a libvirt domain: its name, UUID or i
                                 "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
                                 "  allow_other        let other users in, as far as the mode does\n"
                                 "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
-                                "  connections=N      NBD connections for each disk (default: 4)\n"
+                                "  connections=N      NBD connections for each disk (default: 2)\n"
                                 "  readahead=SIZE     memory for reading ahead (default: 64M, 0 for none)\n"
                                 "  speed=BYTES/S      limit for reading disks, such as 50M (default: none)\n"
                                 "\n"

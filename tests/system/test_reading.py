@@ -121,7 +121,7 @@ class Reading(lib.TestCase):
         path = self.mount() / 'vda.raw'
         for command, is_large in ((['cat', path], True), (['cp', path, '/dev/null'], True),
                                   (['dd', f'if={path}', 'bs=1M', 'of=/dev/null'], True),
-                                  (['dd', f'if={path}', 'ibs=256k', 'of=/dev/null'], True),
+                                  (['dd', f'if={path}', 'ibs=128k', 'of=/dev/null'], True),
                                   (['dd', f'if={path}', 'bs=64k', 'of=/dev/null'], False),
                                   (['tar', '-cf', '/dev/zero', path], False),
                                   (['sha256sum', path], False)):

@@ -46,8 +46,8 @@ static void test_dd_is_known_by_its_blocks(void) {
         const char *argument;
         gboolean large;
     } cases[] = {
-        {"bs=1M", TRUE},    {"bs=256k", TRUE},   {"ibs=8M", TRUE},   {"bs=262144", TRUE},
-        {"bs=255k", FALSE}, {"bs=4k", FALSE},    {"ibs=10k", FALSE}, {"obs=1M", FALSE},
+        {"bs=1M", TRUE},    {"bs=128k", TRUE},   {"ibs=8M", TRUE},   {"bs=262144", TRUE},
+        {"bs=127k", FALSE}, {"bs=4k", FALSE},    {"ibs=10k", FALSE}, {"obs=1M", FALSE},
         {"cbs=1M", FALSE},  {"count=9M", FALSE}, {"status=", FALSE},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++)

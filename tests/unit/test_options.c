@@ -67,7 +67,7 @@ static void test_a_bare_command_has_the_defaults(void) {
     g_assert_cmpuint(options->gid, ==, getegid());
     g_assert_cmpuint(options->mode, ==, 0400);
     g_assert_cmpuint(options->timeout_ms, ==, 30000);
-    g_assert_cmpuint(options->connections, ==, 4);
+    g_assert_cmpuint(options->connections, ==, 2);
     g_assert_cmpuint(options->readahead_bytes, ==, 64 << 20);
     g_assert_cmpuint(options->speed_bytes_per_s, ==, 0);
     g_assert_false(options->read_only);
