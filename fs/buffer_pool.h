@@ -10,7 +10,7 @@ typedef struct VmsnapBufferPool VmsnapBufferPool;
 /** Called once with a buffer (transfer full), before or after the call that asked returns. Must not block. */
 typedef void (*VmsnapBufferFunc)(uint8_t *buffer, gpointer user_data);
 
-/** Returns: a pool of at most @max_buffers buffers, each of which is allocated when it is first needed. */
+/** Returns: a pool of at most @max_buffers buffers of up to 2 MiB, for which memory is allocated as it is needed. */
 VmsnapBufferPool *vmsnap_buffer_pool_new(size_t buffer_bytes, guint max_buffers);
 
 /** Frees a pool to which all buffers have been given back; NULL-safe. */
