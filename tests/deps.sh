@@ -12,6 +12,7 @@ packages="
   fuse3 libnbd-bin nbdkit libvirt-clients libvirt-daemon-system qemu-system-x86 qemu-utils
   busybox-static cpio e2fsprogs python3 iproute2 procps mount util-linux
   attr autofs borgbackup jq ovmf restic rsync systemd tar zstd
+  fio gnuplot-nox virtnbdbackup
 "
 
 # dpkg-query complains about names that it has never heard of: those are missing, too.
