@@ -51,6 +51,7 @@ struct VmsnapNbdConnection {
     struct nbd_handle *nbd; /* guarded by handle_lock once attached; NULL after close */
     GQueue started;         /* guarded by handle_lock, as failed */
     GQueue failed;
+    char *death_reason;  /* guarded by handle_lock; owned; what killed the handle while a request was started */
     int needs_io_thread; /* atomic; there is something that whoever had the handle could not do */
 
     uint64_t size_bytes; /* these four are immutable */
@@ -229,6 +230,9 @@ static void request_start(Request *request) {
     request->completed = &completed;
     g_queue_push_tail_link(&connection->started, &request->link);
     int64_t cookie = request->extents ? request_start_extents(request) : request_start_read(request);
+    /* libnbd keeps its errors for the thread that met them. */
+    if (nbd_aio_is_dead(connection->nbd) && !connection->death_reason)
+        connection->death_reason = g_strdup(nbd_get_error());
     if (completed)
         return;
     request->completed = NULL;
@@ -305,7 +309,7 @@ static gboolean connection_dispatch_locked(VmsnapNbdConnection *connection, GIOC
         requests_fail(&connection->failed);
         return TRUE;
     }
-    const char *reason = result != 0 ? nbd_get_error() : NULL;
+    const char *reason = result != 0 ? nbd_get_error() : connection->death_reason;
     connection_lose(connection, reason ? reason : "the server closed the connection");
     return FALSE;
 }
@@ -434,8 +438,8 @@ static gboolean connection_start_at_once(VmsnapNbdConnection *connection) {
 }
 
 /*
- * Whoever finds the queue empty sees to it that it is served. Answers about extents that need no server come at once,
- * and must not come before the call that asks returns.
+ * Whoever finds the queue empty sees to it that it is served. Answers about extents that need no server come at once:
+ * not on the thread that asks, or questions would nest.
  */
 static void request_queue(Request *request) {
     VmsnapNbdConnection *connection = request->connection;
@@ -499,6 +503,7 @@ void vmsnap_nbd_connection_free(VmsnapNbdConnection *connection) {
     if (!connection)
         return;
     vmsnap_nbd_connection_close(connection);
+    g_free(connection->death_reason);
     g_mutex_clear(&connection->lock);
     (void)pthread_mutex_destroy(&connection->handle_lock);
     g_source_destroy(&connection->source);

@@ -7,7 +7,8 @@
  * They are cut from slabs of the size of a huge page: the kernel looks up each page that it copies to a reader, which
  * is a good part of what a read costs, and finds those of a huge page faster.
  *
- * The lock is not held while a waiter is called.
+ * The lock is not held while a waiter is called. A waiter may give its buffer back at once, and so may the next one: so
+ * waiters are called in a loop by one thread, and not one by the other, which would nest.
  */
 #include "buffer_pool.h"
 
@@ -28,6 +29,7 @@ struct VmsnapBufferPool {
     GPtrArray *slabs; /* owned; guarded by lock */
     GPtrArray *idle;  /* of buffers; guarded by lock */
     GQueue waiters;   /* of Waiter, owned, in their order; guarded by lock */
+    gboolean serving; /* a thread is calling waiters; guarded by lock */
 };
 
 VmsnapBufferPool *vmsnap_buffer_pool_new(size_t buffer_bytes, guint max_buffers) {
@@ -78,7 +80,7 @@ uint8_t *vmsnap_buffer_pool_try_take(VmsnapBufferPool *pool, guint n_held) {
 void vmsnap_buffer_pool_take(VmsnapBufferPool *pool, VmsnapBufferFunc func, gpointer user_data) {
     uint8_t *buffer = NULL;
     g_mutex_lock(&pool->lock);
-    if (pool->n_taken < pool->max_buffers) {
+    if (pool->n_taken < pool->max_buffers && g_queue_is_empty(&pool->waiters)) {
         buffer = take_locked(pool);
     } else {
         Waiter *waiter = g_new(Waiter, 1);
@@ -90,16 +92,25 @@ void vmsnap_buffer_pool_take(VmsnapBufferPool *pool, VmsnapBufferFunc func, gpoi
         func(buffer, user_data);
 }
 
+static void serve_locked(VmsnapBufferPool *pool) {
+    pool->serving = TRUE;
+    while (pool->n_taken < pool->max_buffers && !g_queue_is_empty(&pool->waiters)) {
+        g_autofree Waiter *waiter = g_queue_pop_head(&pool->waiters);
+        uint8_t *buffer = take_locked(pool);
+        g_mutex_unlock(&pool->lock);
+        waiter->func(buffer, waiter->user_data);
+        g_mutex_lock(&pool->lock);
+    }
+    pool->serving = FALSE;
+}
+
 void vmsnap_buffer_pool_give(VmsnapBufferPool *pool, uint8_t *buffer) {
     if (!buffer)
         return;
     g_mutex_lock(&pool->lock);
-    g_autofree Waiter *waiter = g_queue_pop_head(&pool->waiters);
-    if (!waiter) {
-        pool->n_taken--;
-        g_ptr_array_add(pool->idle, buffer);
-    }
+    pool->n_taken--;
+    g_ptr_array_add(pool->idle, buffer);
+    if (!pool->serving)
+        serve_locked(pool);
     g_mutex_unlock(&pool->lock);
-    if (waiter)
-        waiter->func(buffer, waiter->user_data);
 }

@@ -166,10 +166,9 @@ static void op_open(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *fi
     VmsnapOpenFile *open_file = vmsnap_open_files_open(ops->open_files, node, &ops->view->resources);
     file->fh = (uintptr_t)open_file;
     file->noflush = 1;
-    if (node->generate || vmsnap_opener_reads_large_blocks(fuse_req_ctx(request)->pid))
-        file->direct_io = 1;
-    else
-        file->keep_cache = 1;
+    /* Content never changes; without keep_cache, the kernel would drop what others have cached of it. */
+    file->keep_cache = node->layout != NULL;
+    file->direct_io = !node->layout || vmsnap_opener_reads_large_blocks(fuse_req_ctx(request)->pid);
     if (fuse_reply_open(request, file) != 0)
         vmsnap_open_files_close(ops->open_files, open_file);
 }

@@ -7,8 +7,9 @@
  * backend and reply from there; libfuse allows a reply from any thread. What the operations look at, the tree and its
  * layouts, is frozen before the loop begins.
  *
- * The end has an order: the loop stops, the mount goes, the snapshot ends (which answers all that is in flight), and
- * only then the session may be freed, and with it the descriptor that the answers went to.
+ * The end has an order: the loop stops, the mount goes, the snapshot ends (which answers all that its backend has),
+ * what the throttle still holds back is answered, and only then the session may be freed, and with it the descriptor
+ * that the answers went to.
  */
 #define FUSE_USE_VERSION 312
 #include "session.h"
@@ -139,7 +140,9 @@ static void session_note_mount(VmsnapSession *session) {
         return;
     if (root.stx_mask & STATX_MNT_ID)
         session->mount_id = root.stx_mnt_id;
-    kernel_readahead_raise(&root);
+    /* Somebody may have mounted another filesystem there by now, one with a device. */
+    if (root.stx_dev_major == 0)
+        kernel_readahead_raise(&root);
 }
 
 /*

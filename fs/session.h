@@ -42,6 +42,11 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
  */
 int vmsnap_session_run(VmsnapSession *session);
 
-/** Frees a session whose requests have all been answered; takes the mount away if it is still there; NULL-safe. */
+/**
+ * vmsnap_session_free:
+ *
+ * Frees a session whose snapshot has ended; answers what was still held back, and takes the mount away if it is still
+ * there. NULL-safe.
+ */
 void vmsnap_session_free(VmsnapSession *session);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSession, vmsnap_session_free)

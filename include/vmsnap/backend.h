@@ -98,8 +98,8 @@ struct VmsnapSnapshot {
  * VmsnapDoneFunc:
  * @error: 0, or -errno
  *
- * Ends a read. A success is reported on a thread of the backend after the call returned; a failure may be reported
- * before it returns. Must not block; may begin further reads.
+ * Ends a read. A success is reported on another thread, or after the call returned; a failure may be reported on this
+ * one before it returns. Must not block; may begin further reads.
  */
 typedef void (*VmsnapDoneFunc)(int error, gpointer user_data);
 
