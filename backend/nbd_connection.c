@@ -414,6 +414,8 @@ gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connecti
 void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads) {
     connection->events = G_IO_IN;
     connection->fd_tag = g_source_add_unix_fd(&connection->source, nbd_aio_get_fd(connection->nbd), G_IO_IN);
+    /* It looks once, and so sees all that was written here. */
+    g_atomic_int_set(&connection->needs_io_thread, TRUE);
     connection->context = vmsnap_io_threads_attach(threads, &connection->source);
 }
 

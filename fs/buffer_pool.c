@@ -32,13 +32,17 @@ struct VmsnapBufferPool {
     gboolean serving; /* a thread is calling waiters; guarded by lock */
 };
 
+static void slab_free(gpointer slab) {
+    (void)munmap(slab, SLAB_BYTES);
+}
+
 VmsnapBufferPool *vmsnap_buffer_pool_new(size_t buffer_bytes, guint max_buffers) {
     g_assert(buffer_bytes <= SLAB_BYTES);
     VmsnapBufferPool *pool = g_new0(VmsnapBufferPool, 1);
     pool->buffer_bytes = buffer_bytes;
     pool->max_buffers = max_buffers;
     g_mutex_init(&pool->lock);
-    pool->slabs = g_ptr_array_new_with_free_func(g_aligned_free);
+    pool->slabs = g_ptr_array_new_with_free_func(slab_free);
     pool->idle = g_ptr_array_new();
     return pool;
 }
@@ -57,8 +61,11 @@ size_t vmsnap_buffer_pool_get_buffer_bytes(const VmsnapBufferPool *pool) {
     return pool->buffer_bytes;
 }
 
+/* Not by malloc(), which would take twice as much to align it. The kernel aligns it as a huge page by itself. */
 static void add_slab_locked(VmsnapBufferPool *pool) {
-    uint8_t *slab = g_aligned_alloc(SLAB_BYTES, 1, SLAB_BYTES);
+    uint8_t *slab = mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (slab == MAP_FAILED)
+        g_error("failed to allocate %zu bytes", SLAB_BYTES);
     (void)madvise(slab, SLAB_BYTES, MADV_HUGEPAGE);
     g_ptr_array_add(pool->slabs, slab);
     for (size_t offset = 0; offset + pool->buffer_bytes <= SLAB_BYTES; offset += pool->buffer_bytes)

@@ -302,11 +302,19 @@ static void piece_find_chunk_locked(Request *request, struct iovec *piece, uint6
         g_hash_table_remove(reader->chunks, &index);
 }
 
+/* Whether there are pieces that have no place yet. */
+static gboolean request_has_gaps(const Request *request) {
+    for (guint i = 0; i < request->n_pieces; i++)
+        if (!request->pieces[i].iov_base)
+            return TRUE;
+    return FALSE;
+}
+
 /* Lets pieces lie in chunks, and chooses chunks for the reads that will follow: @ret_chunks, which are to be loaded. */
 static void request_use_streams(Request *request, GPtrArray *ret_chunks) {
     VmsnapReader *reader = request->reader;
     uint64_t offset = request->offset;
-    gboolean begun;
+    gboolean begun, needs_disk = request_has_gaps(request);
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&reader->lock);
     VmsnapStream *stream = vmsnap_streams_note(&reader->streams, reader->layout, offset, request->length, &begun);
     if (begun)
@@ -317,15 +325,9 @@ static void request_use_streams(Request *request, GPtrArray *ret_chunks) {
             piece_find_chunk_locked(request, piece, offset);
         offset += piece->iov_len;
     }
-    if (stream->came_further && vmsnap_stream_is_running(stream))
+    /* Who reads zeroes may go on to do so, and what comes behind them was fetched when they began. */
+    if (needs_disk && stream->came_further && vmsnap_stream_is_running(stream))
         stream_run_ahead_locked(reader, stream, ret_chunks);
-}
-
-static gboolean request_needs_buffer(const Request *request) {
-    for (guint i = 0; i < request->n_pieces; i++)
-        if (!request->pieces[i].iov_base)
-            return TRUE;
-    return FALSE;
 }
 
 static void chunk_loaded(int error, gpointer user_data) {
@@ -369,7 +371,7 @@ void vmsnap_reader_read(VmsnapReader *reader, uint64_t offset, size_t length, Vm
     request_cut(request);
     request_use_streams(request, ahead);
     /* What somebody waits for goes first. */
-    if (request_needs_buffer(request))
+    if (request_has_gaps(request))
         request_take_buffer(request);
     else
         request_part_done(0, request);

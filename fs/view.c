@@ -8,9 +8,9 @@
 
 #include <errno.h>
 
-/* Buffers for reads that find nothing fetched ahead. Each is as large as FUSE's largest read, so this is 16 MiB. */
+/* Buffers for reads that find nothing fetched ahead. Each is as large as FUSE's largest read, so this is 12 MiB. */
 #define DEMAND_BUFFER_BYTES ((size_t)1 << 20)
-#define MAX_DEMAND_BUFFERS 16
+#define MAX_DEMAND_BUFFERS 12
 
 static char *status_json_generate(gpointer user_data) {
     return vmsnap_status_build_json(user_data);

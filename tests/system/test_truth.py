@@ -343,6 +343,7 @@ class Zoo(lib.TestCase):
         read the file for every NBD read, zero or not, that shows in QEMU's own count of bytes.
         """
         self.vm.pause()
+        self.addCleanup(lambda: self.vm.state() == 'paused' and self.vm.resume())
         extents = image_extents(self.vm, 'vdb')
         data = sum(end - start for start, end in extents)
         size = self.vm.images['vdb'].stat().st_size
