@@ -6,7 +6,6 @@
  */
 #include "read.h"
 
-#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 

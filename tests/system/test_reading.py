@@ -187,6 +187,23 @@ class Reading(lib.TestCase):
         time.sleep(0.5)
         self.assertLess(self.bytes_read_by_qemu() - after, MIB)
 
+    def test_readahead(self):
+        """Who reads in sequence has the rest fetched ahead of him, in blocks of any size; with readahead=0, nothing is."""
+        def fetched(options, block):
+            with Mount(self.vm, options) as mount:
+                before = self.bytes_read_by_qemu()
+                # Past the page cache either way, in which the kernel would read ahead by itself.
+                run('dd', f'if={mount / "vda.raw"}', 'of=/dev/null', f'bs={block}', 'iflag=direct,count_bytes',
+                    f'count={4 * MIB}', 'status=none')
+                # What is fetched ahead may still be under way.
+                time.sleep(0.5)
+                return self.bytes_read_by_qemu() - before
+
+        for block in ('1M', '64k'):
+            with self.subTest(block=block):
+                self.assertGreater(fetched('', block), 5 * MIB)
+                self.assertLess(fetched('readahead=0', block), 4 * MIB + 512 * 1024)
+
     def test_random_reads(self):
         """Who jumps about gets what he asks for, and QEMU reads nothing else."""
         fd = os.open(self.mount() / 'vda.raw', os.O_RDONLY | os.O_DIRECT)
