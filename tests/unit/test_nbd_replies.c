@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Answers to reads that come in pieces. The server is made up: no real one leaves gaps in its answers, or says the same
+ * part twice.
+ */
+#include "backend/nbd_pool.h"
+
+#include "latch.h"
+
+#include <errno.h>
+#include <glib/gstdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define DISK_BYTES ((uint64_t)1 << 20)
+#define READ_BYTES ((size_t)8192)
+#define CONNECT_TIMEOUT_MS 10000
+
+#define OPTION_MAGIC UINT64_C(0x49484156454f5054)
+#define OPTION_REPLY_MAGIC UINT64_C(0x3e889045565a9)
+#define OPTION_GO 7
+#define OPTION_STRUCTURED_REPLY 8
+#define REPLY_ACK 1
+#define REPLY_INFO 3
+#define REPLY_UNSUPPORTED ((1U << 31) + 1)
+#define TRANSMISSION_FLAGS (1 | 1 << 7) /* there are flags; a read can be asked for in one piece */
+#define COMMAND_FLAG_ONE_PIECE (1 << 2)
+#define CHUNK_MAGIC 0x668e33efU
+#define CHUNK_DONE 1
+#define CHUNK_DATA 1
+
+typedef enum {
+    IN_ORDER,         /* two halves */
+    TURNED_AROUND,    /* two halves, the second one first, unless one piece is asked for */
+    FIRST_HALF_TWICE, /* so that libnbd, which counts bytes, is content */
+} Habit;
+
+typedef struct {
+    Habit habit;
+    char *directory;
+    char *socket;
+    int listen_fd;
+    int fd;
+    GThread *thread;
+    int n_reads; /* atomic */
+} Server;
+
+static uint8_t byte_at(uint64_t offset) {
+    return (uint8_t)(offset * 7 + offset / 256);
+}
+
+static gboolean receive(const Server *server, void *buffer, size_t length) {
+    return recv(server->fd, buffer, length, MSG_WAITALL) == (ssize_t)length;
+}
+
+static void put(const Server *server, uint64_t number, size_t length) {
+    uint64_t big_endian = GUINT64_TO_BE(number);
+    (void)send(server->fd, (uint8_t *)&big_endian + (sizeof number - length), length, MSG_NOSIGNAL);
+}
+
+static uint64_t get(const uint8_t *bytes, size_t length) {
+    uint64_t number = 0;
+    for (size_t i = 0; i < length; i++)
+        number = number << 8 | bytes[i];
+    return number;
+}
+
+static void put_option_reply(const Server *server, uint64_t option, uint64_t type, size_t length) {
+    put(server, OPTION_REPLY_MAGIC, 8);
+    put(server, option, 4);
+    put(server, type, 4);
+    put(server, length, 4);
+}
+
+/* Returns: whether the client has come to the end of the handshake. */
+static gboolean handshake(const Server *server) {
+    uint8_t head[16], data[4096];
+    put(server, UINT64_C(0x4e42444d41474943), 8);
+    put(server, OPTION_MAGIC, 8);
+    put(server, 3, 2);
+    if (!receive(server, head, 4))
+        return FALSE;
+    while (receive(server, head, 16)) {
+        uint64_t option = get(head + 8, 4), length = get(head + 12, 4);
+        if (length > sizeof data || (length > 0 && !receive(server, data, length)))
+            return FALSE;
+        if (option == OPTION_GO) {
+            put_option_reply(server, option, REPLY_INFO, 12);
+            put(server, 0, 2);
+            put(server, DISK_BYTES, 8);
+            put(server, TRANSMISSION_FLAGS, 2);
+        }
+        gboolean known = option == OPTION_GO || option == OPTION_STRUCTURED_REPLY;
+        put_option_reply(server, option, known ? REPLY_ACK : REPLY_UNSUPPORTED, 0);
+        if (option == OPTION_GO)
+            return TRUE;
+    }
+    return FALSE;
+}
+
+static void put_chunk(const Server *server, uint64_t cookie, uint64_t offset, size_t length, gboolean done) {
+    g_autofree uint8_t *data = g_malloc(length);
+    for (size_t i = 0; i < length; i++)
+        data[i] = byte_at(offset + i);
+    put(server, CHUNK_MAGIC, 4);
+    put(server, done ? CHUNK_DONE : 0, 2);
+    put(server, CHUNK_DATA, 2);
+    put(server, cookie, 8);
+    put(server, 8 + length, 4);
+    put(server, offset, 8);
+    (void)send(server->fd, data, length, MSG_NOSIGNAL);
+}
+
+static gpointer serve(gpointer data) {
+    Server *server = data;
+    uint8_t request[28];
+    server->fd = accept(server->listen_fd, NULL, NULL);
+    gboolean open = handshake(server);
+    while (open && receive(server, request, sizeof request) && get(request + 6, 2) == 0) {
+        uint64_t cookie = get(request + 8, 8), offset = get(request + 16, 8);
+        size_t length = get(request + 24, 4), half = length / 2;
+        gboolean one_piece = (get(request + 4, 2) & COMMAND_FLAG_ONE_PIECE) != 0;
+        g_atomic_int_inc(&server->n_reads);
+        if (server->habit == TURNED_AROUND && one_piece) {
+            put_chunk(server, cookie, offset, length, TRUE);
+            continue;
+        }
+        uint64_t second = server->habit == FIRST_HALF_TWICE ? offset : offset + half;
+        put_chunk(server, cookie, server->habit == TURNED_AROUND ? second : offset, half, FALSE);
+        put_chunk(server, cookie, server->habit == TURNED_AROUND ? offset : second, half, TRUE);
+    }
+    (void)close(server->fd);
+    return NULL;
+}
+
+static void server_start(Server *server, Habit habit) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    *server = (Server){.habit = habit, .directory = g_dir_make_tmp("vmsnap-XXXXXX", NULL)};
+    server->socket = g_build_filename(server->directory, "socket", NULL);
+    (void)g_strlcpy(address.sun_path, server->socket, sizeof address.sun_path);
+    server->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(bind(server->listen_fd, (struct sockaddr *)&address, sizeof address), ==, 0);
+    g_assert_cmpint(listen(server->listen_fd, 1), ==, 0);
+    server->thread = g_thread_new("server", serve, server);
+}
+
+static void server_clear(Server *server) {
+    (void)g_thread_join(server->thread);
+    (void)close(server->listen_fd);
+    (void)g_unlink(server->socket);
+    (void)g_rmdir(server->directory);
+    g_free(server->socket);
+    g_free(server->directory);
+}
+
+static void lost(const char *reason, gpointer user_data) {
+    (void)user_data;
+    g_error("the connection is lost: %s", reason);
+}
+
+typedef struct {
+    Latch called;
+    int error;
+} Reading;
+
+static void reading_done(int error, gpointer user_data) {
+    Reading *reading = user_data;
+    reading->error = error;
+    latch_count(&reading->called);
+}
+
+/* Reads from a server of that habit. Returns: the error, or 0 after the bytes were found right. */
+static int read_from(Habit habit, int *ret_n_reads) {
+    Server server;
+    Reading reading = {0};
+    g_autoptr(GError) error = NULL;
+    uint8_t buffer[READ_BYTES];
+    server_start(&server, habit);
+    latch_init(&reading.called);
+    VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
+    VmsnapNbdPool *pool = vmsnap_nbd_pool_new(threads, server.socket, "", 1, CONNECT_TIMEOUT_MS, lost, NULL, &error);
+    g_assert_no_error(error);
+    vmsnap_nbd_pool_read(pool, buffer, sizeof buffer, 4096, reading_done, &reading);
+    latch_wait(&reading.called, 1);
+    for (size_t i = 0; i < sizeof buffer && !reading.error; i++)
+        g_assert_cmpuint(buffer[i], ==, byte_at(4096 + i));
+    *ret_n_reads = g_atomic_int_get(&server.n_reads);
+    vmsnap_io_threads_stop(threads);
+    vmsnap_nbd_pool_free(pool);
+    vmsnap_io_threads_free(threads);
+    server_clear(&server);
+    g_assert_cmpuint(latch_get(&reading.called), ==, 1);
+    latch_clear(&reading.called);
+    return reading.error;
+}
+
+static void test_pieces_in_order_are_taken(void) {
+    int n_reads;
+    g_assert_cmpint(read_from(IN_ORDER, &n_reads), ==, 0);
+    g_assert_cmpint(n_reads, ==, 1);
+}
+
+static void test_pieces_out_of_order_are_asked_for_as_one(void) {
+    int n_reads;
+    g_assert_cmpint(read_from(TURNED_AROUND, &n_reads), ==, 0);
+    g_assert_cmpint(n_reads, ==, 2);
+}
+
+static void test_a_gap_is_an_error_and_not_old_memory(void) {
+    int n_reads;
+    g_assert_cmpint(read_from(FIRST_HALF_TWICE, &n_reads), ==, -EIO);
+    g_assert_cmpint(n_reads, ==, 2);
+}
+
+int main(int argc, char **argv) {
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/nbd-replies/pieces-in-order-are-taken", test_pieces_in_order_are_taken);
+    g_test_add_func("/nbd-replies/pieces-out-of-order-are-asked-for-as-one",
+                    test_pieces_out_of_order_are_asked_for_as_one);
+    g_test_add_func("/nbd-replies/a-gap-is-an-error-and-not-old-memory", test_a_gap_is_an_error_and_not_old_memory);
+    return g_test_run();
+}
