@@ -305,7 +305,9 @@ class Files(lib.TestCase):
             begin = opened.read(20)
             with open(self.mount / 'vda.raw', 'rb', buffering=0) as disk:
                 os.pread(disk.fileno(), MIB, 10 * MIB)
-            self.assertEqual(json.loads(begin + opened.read()), first)
+            whole = json.loads(begin + opened.read())
+        # Not the whole of it: others use the filesystem of the scratch files, so its free space moves by itself.
+        self.assertEqual((whole['transferred'], whole['disks'][0]['read']), (first['transferred'], 0))
         middle = self.mount.status()
         self.assertGreaterEqual(middle['disks'][0]['read'], MIB)
         self.assertGreaterEqual(middle['transferred'], first['transferred'] + MIB)
