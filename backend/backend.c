@@ -6,6 +6,7 @@
 #include "vmsnap/backend.h"
 
 #include "config.h"
+#include "dirs.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -44,10 +45,66 @@ VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError 
     return snapshot;
 }
 
+void vmsnap_snapshot_start(VmsnapSnapshot *snapshot) {
+    if (snapshot->backend->start)
+        snapshot->backend->start(snapshot);
+}
+
 gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error) {
     gboolean ended = snapshot->backend->end(snapshot, aborted, error);
     g_assert(ended || !error || *error);
     return ended;
+}
+
+static gboolean machine_recover(VmsnapRecord *record, GError **error) {
+    if (!record->job && !record->frozen)
+        return TRUE;
+    for (size_t i = 0; backends[i]; i++)
+        if (g_strcmp0(backends[i]->name, record->backend) == 0)
+            return backends[i]->recover(record, error);
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to end the snapshot of '%s': this vmsnap was built without support for its source",
+                record->machine);
+    return FALSE;
+}
+
+static gboolean directories_remove(const VmsnapRecord *record, GError **error) {
+    g_autoptr(GError) first_error = NULL;
+    vmsnap_dirs_remove_private(record->runtime_dir, &first_error);
+    vmsnap_dirs_remove_private(record->scratch_dir, first_error ? NULL : &first_error);
+    if (!first_error)
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&first_error));
+    return FALSE;
+}
+
+static void record_set_outcome(VmsnapRecord *record, const char *outcome, const char *reason) {
+    g_free(record->outcome);
+    g_free(record->reason);
+    record->outcome = g_strdup(outcome);
+    record->reason = g_strdup(reason);
+}
+
+/* While a job may run, its files are in use: they stay, and the record with them. */
+gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error) {
+    if (!record->outcome) {
+        record_set_outcome(record, VMSNAP_OUTCOME_BROKEN, "its daemon died");
+        vmsnap_record_update(fd, record);
+    }
+    g_autoptr(GError) left = NULL;
+    if (machine_recover(record, &left) && directories_remove(record, &left)) {
+        if (g_str_equal(record->outcome, VMSNAP_OUTCOME_LEFTOVER))
+            record_set_outcome(record, VMSNAP_OUTCOME_COMPLETE, NULL);
+        vmsnap_record_update(fd, record);
+        vmsnap_record_remove(record->uuid);
+        return TRUE;
+    }
+    /* That it broke is worse. */
+    if (!g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
+        record_set_outcome(record, VMSNAP_OUTCOME_LEFTOVER, left->message);
+    vmsnap_record_update(fd, record);
+    g_propagate_error(error, g_steal_pointer(&left));
+    return FALSE;
 }
 
 void vmsnap_snapshot_free(VmsnapSnapshot *snapshot) {
@@ -100,11 +157,15 @@ void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, Vms
         disk->snapshot->backend->extents(disk, offset, length, done, user_data);
 }
 
+gboolean vmsnap_disk_get_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
+    const VmsnapBackend *backend = disk->snapshot->backend;
+    return backend->scratch && backend->scratch(disk, ret_used_bytes, ret_left_bytes);
+}
+
 static void disk_free(gpointer data) {
     VmsnapDisk *disk = data;
     g_free(disk->name);
     g_free(disk->source);
-    g_free(disk->scratch_path);
     g_free(disk);
 }
 
@@ -146,6 +207,7 @@ void vmsnap_snapshot_clear(VmsnapSnapshot *snapshot) {
     g_clear_pointer(&snapshot->uuid, g_free);
     g_clear_pointer(&snapshot->machine, g_free);
     g_clear_pointer(&snapshot->machine_uuid, g_free);
+    g_clear_pointer(&snapshot->quiesce_error, g_free);
     g_clear_pointer(&snapshot->break_reason, g_free);
     g_mutex_clear(&snapshot->lock);
 }

@@ -89,6 +89,8 @@ static void remove_entries(DIR *directory) {
 }
 
 gboolean vmsnap_dirs_remove_private(const char *path, GError **error) {
+    if (!path)
+        return TRUE;
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *directory = fd >= 0 ? fdopendir(fd) : NULL;
     if (!directory) {

@@ -310,3 +310,19 @@ char *vmsnap_domain_parse_backup_socket(const char *xml) {
     g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
     return context ? xpath_string(context, "/domainbackup/server/@socket") : NULL;
 }
+
+char *vmsnap_domain_parse_scratch_device(const char *xml, const char *target) {
+    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
+    g_autoptr(xmlXPathObject) found =
+        context ? xmlXPathEvalExpression((const xmlChar *)"/domainbackup/disks/disk[@index]", context) : NULL;
+    int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
+    for (int i = 0; i < n_found; i++) {
+        context->node = found->nodesetval->nodeTab[i];
+        g_autofree char *name = xpath_string(context, "@name");
+        g_autofree char *number = xpath_string(context, "@index");
+        if (g_strcmp0(name, target) == 0)
+            return g_strdup_printf("%s[%s]", name, number);
+    }
+    return NULL;
+}

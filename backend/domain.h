@@ -68,3 +68,11 @@ char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target);
 
 /** Returns: (transfer full): the NBD socket that the XML of a running backup names, or NULL. */
 char *vmsnap_domain_parse_backup_socket(const char *xml);
+
+/**
+ * vmsnap_domain_parse_scratch_device:
+ * @xml: of a running backup job
+ *
+ * Returns: (transfer full): libvirt's name for the scratch file of a disk, "vda[3]"; or NULL.
+ */
+char *vmsnap_domain_parse_scratch_device(const char *xml, const char *target);

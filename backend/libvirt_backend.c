@@ -5,13 +5,15 @@
  *
  * States, and what exists in each:
  *
- *   prepared   record (locked), private runtime and scratch directories
- *   begun      and the job, its socket and its scratch files
- *   open       and connections, I/O threads, configuration files: only this state is seen by others
- *   ended      nothing; the record, without its name, tells the outcome to those who have it open
+ *   prepared   record, private runtime and scratch directories
+ *   begun      and the job, its socket and its scratch files; the guest was frozen for that moment, if asked for
+ *   open       and connections, configuration files: only this state is seen by others
+ *   started    and I/O threads, and the watch
+ *   ended      record and directories, whose removal needs rights that the process may have given up
  *
  * A begin that fails goes back through the same release as an end. A NULL field or an unset flag is a step that was
- * never tried; what was tried is undone even if it failed, since libvirt may fail to tell that it has begun.
+ * never tried; what was tried is undone even if it failed, since libvirt may fail to tell that it has begun. The record
+ * says before each step what may have to be undone, so that somebody else can do it after a crash (libvirt_recover).
  */
 #include "libvirt_backend.h"
 
@@ -20,24 +22,27 @@
 #include "dirs.h"
 #include "domain.h"
 #include "libvirt_domain.h"
+#include "libvirt_quiesce.h"
+#include "libvirt_watch.h"
 #include "nbd_pool.h"
+#include "scratch.h"
 #include "vmsnap/error.h"
 #include "vmsnap/record.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define N_IO_THREADS 2
-/* With less than this a snapshot would not outlive its first minute. */
-#define MIN_SCRATCH_BYTES (UINT64_C(16) << 20)
+/* For one try of the watch to end the job: it has more of them, and must not keep an end waiting for long. */
+#define WATCH_TIMEOUT_MS 5000
 
 typedef struct {
     VmsnapDisk base;
     VmsnapNbdPool *pool; /* owned */
+    char *scratch_name;  /* owned; of the file in the scratch directory */
 } LibvirtDisk;
 
 typedef struct {
@@ -46,17 +51,28 @@ typedef struct {
     virDomainPtr domain;
     VmsnapDomain *facts;
     VmsnapIoThreads *threads;
+    VmsnapQuiesce *quiesce;
+    VmsnapLibvirtWatch *watch;
     VmsnapRecord *record;
-    int record_fd;        /* -1 while there is no record */
-    gboolean job_may_run; /* from just before begin on, since an error does not tell that nothing began */
+    int record_fd;       /* not owned */
+    gboolean published;  /* others see the record */
+    int scratch_fd;      /* owned; -1 before it is prepared */
+    gboolean may_resume; /* the guest was not paused by an I/O error before the snapshot */
+    uint64_t scratch_reserve_bytes;
+    uint64_t scratch_max_bytes;
     unsigned timeout_ms;
 } LibvirtSnapshot;
 
 static void libvirt_free(VmsnapSnapshot *base) {
     LibvirtSnapshot *snapshot = (LibvirtSnapshot *)base;
-    for (guint i = 0; i < base->disks->len; i++)
-        vmsnap_nbd_pool_free(((LibvirtDisk *)g_ptr_array_index(base->disks, i))->pool);
+    for (guint i = 0; i < base->disks->len; i++) {
+        LibvirtDisk *disk = g_ptr_array_index(base->disks, i);
+        vmsnap_nbd_pool_free(disk->pool);
+        g_free(disk->scratch_name);
+    }
     vmsnap_io_threads_free(snapshot->threads);
+    if (snapshot->scratch_fd >= 0)
+        (void)close(snapshot->scratch_fd);
     vmsnap_domain_free(snapshot->facts);
     vmsnap_record_free(snapshot->record);
     if (snapshot->domain)
@@ -70,11 +86,15 @@ static void libvirt_free(VmsnapSnapshot *base) {
 static LibvirtSnapshot *snapshot_new(const VmsnapBeginOptions *options) {
     LibvirtSnapshot *snapshot = g_new0(LibvirtSnapshot, 1);
     vmsnap_snapshot_init(&snapshot->base, &vmsnap_libvirt_backend);
-    snapshot->base.uuid = g_uuid_string_random();
+    snapshot->base.uuid = g_strdup(options->uuid);
     snapshot->timeout_ms = options->timeout_ms;
-    snapshot->record_fd = -1;
+    snapshot->scratch_reserve_bytes = options->scratch_reserve_bytes;
+    snapshot->scratch_max_bytes = options->scratch_max_bytes;
+    snapshot->scratch_fd = -1;
+    snapshot->record_fd = options->record_fd;
     snapshot->record = vmsnap_record_new();
-    snapshot->record->uuid = g_strdup(snapshot->base.uuid);
+    snapshot->record->uuid = g_strdup(options->uuid);
+    snapshot->record->backend = g_strdup(vmsnap_libvirt_backend.name);
     snapshot->record->mount_point = g_strdup(options->mount_point);
     snapshot->record->pid = getpid();
     snapshot->record->timeout_ms = (int)options->timeout_ms;
@@ -110,44 +130,11 @@ static gboolean snapshot_look_up(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
     snapshot->facts = vmsnap_domain_parse(live, error);
     if (!snapshot->facts)
         return FALSE;
+    snapshot->may_resume = !vmsnap_libvirt_is_paused_by_error(snapshot->domain);
     base->machine = g_strdup(snapshot->facts->name);
     base->machine_uuid = g_strdup(snapshot->facts->uuid);
     take_versions(snapshot);
     return TRUE;
-}
-
-static gboolean scratch_check(const char *directory, GError **error) {
-    static const char remedy[] = "name another directory with -o scratch=DIR";
-    struct statvfs filesystem;
-    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    gboolean usable = fd >= 0 && fstatvfs(fd, &filesystem) == 0;
-    int code = errno;
-    if (fd >= 0)
-        (void)close(fd);
-    if (!usable) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use scratch directory '%s': %s; %s", directory,
-                    g_strerror(code), remedy);
-        return FALSE;
-    }
-    uint64_t left_bytes = (uint64_t)filesystem.f_bavail * filesystem.f_frsize;
-    if (left_bytes >= MIN_SCRATCH_BYTES)
-        return TRUE;
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use scratch directory '%s': its filesystem is full, with %" G_GUINT64_FORMAT
-                " MiB left; free some space or %s",
-                directory, left_bytes >> 20, remedy);
-    return FALSE;
-}
-
-/* Returns: (transfer full): where to put this snapshot's scratch directory, or NULL with @error set. */
-static char *scratch_choose(const VmsnapBeginOptions *options, const char *uuid, GError **error) {
-    g_autofree char *base = options->scratch_dir ? g_strdup(options->scratch_dir) : vmsnap_dirs_get_state();
-    if (!options->scratch_dir && !vmsnap_dirs_make_base(base, error))
-        return NULL;
-    if (!scratch_check(base, error))
-        return NULL;
-    g_autofree char *name = g_strconcat("vmsnap-", uuid, NULL);
-    return g_build_filename(base, name, NULL);
 }
 
 static gboolean socket_check(const char *socket, GError **error) {
@@ -171,7 +158,8 @@ static gboolean snapshot_prepare(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
     VmsnapRecord *record = snapshot->record;
     g_autofree char *runtime_base = vmsnap_dirs_get_runtime();
     g_autofree char *runtime_dir = g_build_filename(runtime_base, record->uuid, NULL);
-    g_autofree char *scratch_dir = scratch_choose(options, record->uuid, error);
+    g_autofree char *scratch_dir =
+        vmsnap_scratch_choose(options->scratch_dir, record->uuid, options->scratch_reserve_bytes, error);
     g_autofree char *uri = virConnectGetURI(snapshot->connection);
     record->machine = g_strdup(snapshot->base.machine);
     record->machine_uuid = g_strdup(snapshot->base.machine_uuid);
@@ -182,10 +170,13 @@ static gboolean snapshot_prepare(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
     if (!scratch_dir || !socket_check(record->socket, error))
         return FALSE;
 
-    snapshot->record_fd = vmsnap_record_write(record, error);
-    return snapshot->record_fd >= 0 &&
-           vmsnap_dirs_make_private(record->runtime_dir, qemu_uid(snapshot), qemu_gid(snapshot), error) &&
-           vmsnap_dirs_make_passage(record->scratch_dir, qemu_gid(snapshot), error);
+    snapshot->published = vmsnap_record_publish(snapshot->record_fd, record, error);
+    if (!snapshot->published ||
+        !vmsnap_dirs_make_private(record->runtime_dir, qemu_uid(snapshot), qemu_gid(snapshot), error) ||
+        !vmsnap_dirs_make_passage(record->scratch_dir, qemu_gid(snapshot), error))
+        return FALSE;
+    snapshot->scratch_fd = open(record->scratch_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return TRUE;
 }
 
 /* libvirt's message names a file or a disk; what the user can change is the scratch directory or the choice of disks.
@@ -215,20 +206,78 @@ static void begin_error_add_remedy(const LibvirtSnapshot *snapshot, const GPtrAr
     }
 }
 
+static void record_set_job(LibvirtSnapshot *snapshot, gboolean job) {
+    snapshot->record->job = job;
+    vmsnap_record_update(snapshot->record_fd, snapshot->record);
+}
+
+static void record_set_frozen(LibvirtSnapshot *snapshot, gboolean frozen) {
+    snapshot->record->frozen = frozen;
+    vmsnap_record_update(snapshot->record_fd, snapshot->record);
+}
+
+/* Returns: FALSE with @error set if the guest is not frozen although it must be. */
+static gboolean snapshot_freeze(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
+    if (options->quiesce == VMSNAP_QUIESCE_NO)
+        return TRUE;
+    g_autoptr(GError) freeze_error = NULL;
+    record_set_frozen(snapshot, TRUE);
+    snapshot->quiesce = vmsnap_quiesce_freeze(snapshot->domain, options->freeze_timeout_ms, &freeze_error);
+    snapshot->base.quiesced = !freeze_error;
+    if (!freeze_error)
+        return TRUE;
+    if (vmsnap_quiesce_is_over(snapshot->quiesce))
+        record_set_frozen(snapshot, FALSE);
+    if (options->quiesce == VMSNAP_QUIESCE_TRY) {
+        snapshot->base.quiesce_error = g_strdup(freeze_error->message);
+        return TRUE;
+    }
+    g_propagate_error(error, g_steal_pointer(&freeze_error));
+    return FALSE;
+}
+
+/* Returns: FALSE with @error set if the guest was thawed too early, and that is no snapshot to keep; or not at all. */
+static gboolean snapshot_thaw(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
+    if (!snapshot->base.quiesced)
+        return TRUE;
+    g_autoptr(GError) thaw_error = NULL;
+    if (vmsnap_quiesce_thaw(snapshot->quiesce, options->freeze_timeout_ms, &thaw_error)) {
+        record_set_frozen(snapshot, FALSE);
+        return TRUE;
+    }
+    snapshot->base.quiesced = FALSE;
+    if (options->quiesce == VMSNAP_QUIESCE_TRY && vmsnap_quiesce_is_over(snapshot->quiesce)) {
+        record_set_frozen(snapshot, FALSE);
+        snapshot->base.quiesce_error = g_strdup(thaw_error->message);
+        return TRUE;
+    }
+    g_propagate_error(error, g_steal_pointer(&thaw_error));
+    return FALSE;
+}
+
 static gboolean snapshot_begin_job(LibvirtSnapshot *snapshot, const GPtrArray *selected, GError **error) {
     VmsnapSnapshot *base = &snapshot->base;
     char *xml = vmsnap_domain_build_backup_xml(snapshot->facts, selected, snapshot->record->socket,
                                                snapshot->record->scratch_dir);
     vmsnap_snapshot_add_file(base, "backup.xml", g_bytes_new_take(xml, strlen(xml)), TRUE);
+    record_set_job(snapshot, TRUE);
     /* Taken before and not after, so that what the guest had written by this time is surely in. */
     struct timespec now = {0};
     (void)clock_gettime(CLOCK_REALTIME, &now);
     base->instant_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-    snapshot->job_may_run = TRUE;
     if (vmsnap_libvirt_begin_job(snapshot->domain, xml, error))
         return TRUE;
     begin_error_add_remedy(snapshot, selected, error);
     return FALSE;
+}
+
+/* Thaws whatever became of the job. */
+static gboolean snapshot_begin_quiesced(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
+                                        const GPtrArray *selected, GError **error) {
+    if (!snapshot_freeze(snapshot, options, error))
+        return FALSE;
+    gboolean begun = snapshot_begin_job(snapshot, selected, error);
+    return snapshot_thaw(snapshot, options, begun ? error : NULL) && begun;
 }
 
 static void connection_lost(const char *reason, gpointer user_data) {
@@ -247,7 +296,8 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
         disk->base.snapshot = &snapshot->base;
         disk->base.name = g_strdup(source->target);
         disk->base.source = g_strdup(source->source);
-        disk->base.scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, source->target);
+        g_autofree char *scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, source->target);
+        disk->scratch_name = g_path_get_basename(scratch_path);
         g_ptr_array_add(snapshot->base.disks, disk);
         disk->pool = vmsnap_nbd_pool_new(snapshot->threads, snapshot->record->socket, source->target,
                                          options->connections, options->timeout_ms, connection_lost, snapshot, error);
@@ -274,16 +324,54 @@ static void snapshot_add_domain_files(LibvirtSnapshot *snapshot) {
     }
 }
 
+static VmsnapJob job_of(const VmsnapRecord *record, virConnectPtr connection, unsigned timeout_ms) {
+    return (VmsnapJob){
+        .connection = connection,
+        .uri = record->connect_uri,
+        .domain_uuid = record->machine_uuid,
+        .socket = record->socket,
+        .timeout_ms = timeout_ms,
+    };
+}
+
+static void error_add_leftovers(const VmsnapRecord *record, GError **error) {
+    if (!error || !*error)
+        return;
+    g_autofree char *message =
+        g_strdup_printf("%s; the backup job, '%s' and '%s' remain, and vmsnap goes on trying to clear them; or do it "
+                        "with 'mount.vmsnap "
+                        "--cleanup %s' when libvirt is well again",
+                        (*error)->message, record->runtime_dir, record->scratch_dir, record->machine);
+    g_clear_error(error);
+    g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, message);
+}
+
 /* Ends the job. Returns: FALSE with @error set if it may still run. */
 static gboolean snapshot_end_job(LibvirtSnapshot *snapshot, GError **error) {
-    VmsnapRecord *record = snapshot->record;
-    VmsnapJobEnd end = vmsnap_libvirt_end_job(snapshot->connection, record->connect_uri, record->machine_uuid,
-                                              record->socket, snapshot->timeout_ms, error);
+    if (!snapshot->record->job)
+        return TRUE;
+    VmsnapJob job = job_of(snapshot->record, snapshot->connection, snapshot->timeout_ms);
+    job.may_be_beginning = virConnectIsAlive(snapshot->connection) <= 0;
+    VmsnapJobEnd end = vmsnap_libvirt_end_job(&job, error);
     if (end == VMSNAP_JOB_LOST)
         vmsnap_snapshot_break(&snapshot->base, "the guest was stopped");
     else if (end == VMSNAP_JOB_GONE)
         vmsnap_snapshot_break(&snapshot->base, "somebody else ended the backup job");
-    return end != VMSNAP_JOB_FAILED;
+    snapshot->record->job = end == VMSNAP_JOB_FAILED;
+    if (snapshot->record->job)
+        error_add_leftovers(snapshot->record, error);
+    return !snapshot->record->job;
+}
+
+static gboolean snapshot_end_quiesce(LibvirtSnapshot *snapshot, GError **error) {
+    if (vmsnap_quiesce_free(g_steal_pointer(&snapshot->quiesce), snapshot->timeout_ms))
+        snapshot->record->frozen = FALSE;
+    if (snapshot->record->frozen)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to see the filesystems of domain '%s' thawed: the guest agent does not answer; it is tried "
+                    "again, or thaw them with 'virsh domfsthaw %s'",
+                    snapshot->base.machine, snapshot->base.machine);
+    return !snapshot->record->frozen;
 }
 
 static void snapshot_close_disks(LibvirtSnapshot *snapshot) {
@@ -310,21 +398,18 @@ static void record_note_outcome(LibvirtSnapshot *snapshot, gboolean aborted, con
 }
 
 /*
- * Goes back from any state. While the job may still run, its files are in use: they stay, and the record with them, so
- * that somebody can clear them later.
+ * Goes back from any state to one where only the record and the directories are left, which need rights to remove that
+ * this process may have given up.
  */
 static gboolean snapshot_release(LibvirtSnapshot *snapshot, gboolean aborted, GError **error) {
+    vmsnap_libvirt_watch_free(g_steal_pointer(&snapshot->watch));
     snapshot_close_disks(snapshot);
     g_autoptr(GError) first_error = NULL;
-    gboolean job_ended = !snapshot->job_may_run || snapshot_end_job(snapshot, &first_error);
-    if (job_ended && snapshot->record_fd >= 0) {
-        vmsnap_dirs_remove_private(snapshot->record->runtime_dir, first_error ? NULL : &first_error);
-        vmsnap_dirs_remove_private(snapshot->record->scratch_dir, first_error ? NULL : &first_error);
-    }
-    if (snapshot->record_fd >= 0) {
+    (void)snapshot_end_job(snapshot, &first_error);
+    (void)snapshot_end_quiesce(snapshot, first_error ? NULL : &first_error);
+    if (snapshot->published) {
         record_note_outcome(snapshot, aborted, first_error);
-        vmsnap_record_end(snapshot->record_fd, snapshot->record, first_error != NULL);
-        snapshot->record_fd = -1;
+        vmsnap_record_update(snapshot->record_fd, snapshot->record);
     }
     gboolean released = !first_error;
     if (first_error)
@@ -339,7 +424,7 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     if (begun) {
         selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
         begun = selected && snapshot_prepare(snapshot, options, error) &&
-                snapshot_begin_job(snapshot, selected, error) &&
+                snapshot_begin_quiesced(snapshot, options, selected, error) &&
                 snapshot_open_disks(snapshot, options, selected, error);
     }
     if (!begun) {
@@ -353,6 +438,17 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     return &snapshot->base;
 }
 
+static void libvirt_start(VmsnapSnapshot *base) {
+    LibvirtSnapshot *snapshot = (LibvirtSnapshot *)base;
+    const VmsnapLibvirtWatchOptions watch_options = {
+        .job = job_of(snapshot->record, NULL, MIN(snapshot->timeout_ms, WATCH_TIMEOUT_MS)),
+        .reserve_bytes = snapshot->scratch_reserve_bytes,
+        .max_bytes = snapshot->scratch_max_bytes,
+        .may_resume = snapshot->may_resume,
+    };
+    snapshot->watch = vmsnap_libvirt_watch_new(base, &watch_options);
+}
+
 static gboolean libvirt_end(VmsnapSnapshot *base, gboolean aborted, GError **error) {
     LibvirtSnapshot *snapshot = (LibvirtSnapshot *)base;
     if (!snapshot_release(snapshot, aborted, error))
@@ -363,6 +459,26 @@ static gboolean libvirt_end(VmsnapSnapshot *base, gboolean aborted, GError **err
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN, "the snapshot of domain '%s' broke while it was mounted: %s",
                 base->machine, break_reason);
     return FALSE;
+}
+
+/* The guest comes first: frozen filesystems, then the job. */
+static gboolean libvirt_recover(VmsnapRecord *record, GError **error) {
+    unsigned timeout_ms = (unsigned)CLAMP(record->timeout_ms, 1, G_MAXINT);
+    if (record->frozen) {
+        g_autoptr(GError) find_error = NULL;
+        g_autoptr(virDomain) domain =
+            vmsnap_libvirt_find_again(NULL, record->connect_uri, record->machine_uuid, &find_error);
+        if (find_error) {
+            g_propagate_error(error, g_steal_pointer(&find_error));
+            return FALSE;
+        }
+        record->frozen = domain && !vmsnap_libvirt_thaw(domain, error);
+    }
+    GError **job_error = record->frozen ? NULL : error;
+    VmsnapJob job = job_of(record, NULL, timeout_ms);
+    job.may_be_beginning = TRUE;
+    record->job = record->job && vmsnap_libvirt_end_job(&job, job_error) == VMSNAP_JOB_FAILED;
+    return !record->frozen && !record->job;
 }
 
 /* Whatever no other backend claims is the name, UUID or id of a domain. */
@@ -380,12 +496,21 @@ static void libvirt_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, 
     vmsnap_nbd_pool_extents(((LibvirtDisk *)disk)->pool, offset, length, done, user_data);
 }
 
+static gboolean libvirt_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
+    const LibvirtSnapshot *snapshot = (const LibvirtSnapshot *)disk->snapshot;
+    return vmsnap_scratch_measure(snapshot->scratch_fd, ((LibvirtDisk *)disk)->scratch_name, ret_used_bytes,
+                                  ret_left_bytes);
+}
+
 const VmsnapBackend vmsnap_libvirt_backend = {
     .name = "libvirt",
     .handles = libvirt_handles,
     .begin = libvirt_begin,
+    .start = libvirt_start,
     .end = libvirt_end,
+    .recover = libvirt_recover,
     .free = libvirt_free,
     .read = libvirt_read,
     .extents = libvirt_extents,
+    .scratch = libvirt_scratch,
 };

@@ -13,6 +13,10 @@
 #include <string.h>
 
 #define JOB_POLL_US 10000
+/* How often it is tried again to reach a libvirtd that is away. */
+#define RETRY_US 200000
+/* How long a begin that lost its caller may take until libvirtd shows its job. */
+#define SETTLE_MS 1000
 
 /* libvirt's own way is to print every error; here the one who handles it does. */
 static void error_ignore(void *user_data, virErrorPtr error) {
@@ -140,7 +144,7 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
         g_set_error(
             error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
             "failed to mount domain '%s': the backup job of a mount on '%s' was left by a daemon that died; end "
-            "it with 'virsh domjobabort %s'",
+            "it with 'mount.vmsnap --cleanup %s'",
             name, record->mount_point, name);
     else
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
@@ -201,9 +205,21 @@ static JobState job_wait_while_running(virDomainPtr domain, const char *socket, 
     return state;
 }
 
-static VmsnapJobEnd job_end(virDomainPtr domain, const char *socket, unsigned timeout_ms, GError **error) {
+/* A begin whose caller is gone goes on in libvirtd: first there is nothing, then a job without XML, then the job. */
+static JobState job_check_settled(virDomainPtr domain, const VmsnapJob *job) {
+    gint64 begin_us = g_get_monotonic_time();
+    gint64 settled_us = begin_us + (job->may_be_beginning ? SETTLE_MS * 1000 : 0);
+    gint64 deadline_us = begin_us + (gint64)job->timeout_ms * 1000;
+    JobState state;
+    while ((state = job_check(domain, job->socket)) == JOB_GONE && job->may_be_beginning &&
+           g_get_monotonic_time() < (job_runs(domain) ? deadline_us : settled_us))
+        g_usleep(JOB_POLL_US);
+    return state;
+}
+
+static VmsnapJobEnd job_end(virDomainPtr domain, const VmsnapJob *job, GError **error) {
     const char *name = virDomainGetName(domain);
-    JobState state = job_check(domain, socket);
+    JobState state = job_check_settled(domain, job);
     if (state == JOB_GONE)
         return VMSNAP_JOB_GONE;
     if (state == JOB_DOMAIN_STOPPED)
@@ -214,34 +230,78 @@ static VmsnapJobEnd job_end(virDomainPtr domain, const char *socket, unsigned ti
         set_libvirt_error(error, "end the backup job of domain", name, "");
         return VMSNAP_JOB_FAILED;
     }
-    state = job_wait_while_running(domain, socket, timeout_ms);
+    state = job_wait_while_running(domain, job->socket, job->timeout_ms);
     if (state == JOB_GONE)
         return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_GONE;
     if (state == JOB_DOMAIN_STOPPED)
         return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_LOST;
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to end the backup job of domain '%s': it still runs after %u s; see 'virsh domjobinfo %s'",
-                name, timeout_ms / 1000, name);
+                name, job->timeout_ms / 1000, name);
     return VMSNAP_JOB_FAILED;
 }
 
-VmsnapJobEnd vmsnap_libvirt_end_job(virConnectPtr connection, const char *uri, const char *domain_uuid,
-                                    const char *socket, unsigned timeout_ms, GError **error) {
+virDomainPtr vmsnap_libvirt_find_again(virConnectPtr connection, const char *uri, const char *uuid, GError **error) {
     g_autoptr(virConnect) own_connection = NULL;
-    g_autoptr(virDomain) domain = connection ? virDomainLookupByUUIDString(connection, domain_uuid) : NULL;
+    virDomainPtr domain = connection ? virDomainLookupByUUIDString(connection, uuid) : NULL;
     /* That libvirtd has gone away, and maybe come back, shows in an old connection only when it is used. */
     if (!domain && (!connection || virGetLastErrorCode() != VIR_ERR_NO_DOMAIN)) {
         own_connection = vmsnap_libvirt_connect(uri, error);
         if (!own_connection)
-            return VMSNAP_JOB_FAILED;
-        domain = virDomainLookupByUUIDString(own_connection, domain_uuid);
+            return NULL;
+        domain = virDomainLookupByUUIDString(own_connection, uuid);
     }
+    if (!domain && virGetLastErrorCode() != VIR_ERR_NO_DOMAIN)
+        set_libvirt_error(error, "look up domain", uuid, "");
+    return domain;
+}
+
+static VmsnapJobEnd job_find_and_end(const VmsnapJob *job, GError **error) {
+    g_autoptr(GError) find_error = NULL;
+    g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(job->connection, job->uri, job->domain_uuid, &find_error);
     if (domain)
-        return job_end(domain, socket, timeout_ms, error);
-    if (virGetLastErrorCode() == VIR_ERR_NO_DOMAIN)
+        return job_end(domain, job, error);
+    if (!find_error)
         return VMSNAP_JOB_LOST;
-    set_libvirt_error(error, "look up domain", domain_uuid, "");
+    g_propagate_error(error, g_steal_pointer(&find_error));
     return VMSNAP_JOB_FAILED;
+}
+
+VmsnapJobEnd vmsnap_libvirt_end_job(const VmsnapJob *job, GError **error) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)job->timeout_ms * 1000;
+    for (;;) {
+        g_autoptr(GError) last_error = NULL;
+        VmsnapJobEnd end = job_find_and_end(job, &last_error);
+        if (end != VMSNAP_JOB_FAILED)
+            return end;
+        if (g_get_monotonic_time() >= deadline_us) {
+            g_propagate_error(error, g_steal_pointer(&last_error));
+            return end;
+        }
+        g_usleep(RETRY_US);
+    }
+}
+
+gboolean vmsnap_libvirt_freeze(virDomainPtr domain, GError **error) {
+    const char *name = virDomainGetName(domain);
+    if (virDomainFSFreeze(domain, NULL, 0, 0) >= 0)
+        return TRUE;
+    set_libvirt_error(error, "freeze the filesystems of domain", name, "");
+    return FALSE;
+}
+
+gboolean vmsnap_libvirt_thaw(virDomainPtr domain, GError **error) {
+    const char *name = virDomainGetName(domain);
+    if (virDomainFSThaw(domain, NULL, 0, 0) >= 0 || virDomainIsActive(domain) == 0)
+        return TRUE;
+    set_libvirt_error(error, "thaw the filesystems of domain", name, "; see 'virsh domfsthaw'");
+    return FALSE;
+}
+
+gboolean vmsnap_libvirt_is_paused_by_error(virDomainPtr domain) {
+    int state, reason;
+    return virDomainGetState(domain, &state, &reason, 0) == 0 && state == VIR_DOMAIN_PAUSED &&
+           reason == VIR_DOMAIN_PAUSED_IOERROR;
 }
 
 char *vmsnap_libvirt_format_version(unsigned long version) {

@@ -38,6 +38,25 @@ gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint
 /** Begins the backup job that @xml describes. */
 gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error);
 
+/**
+ * vmsnap_libvirt_find_again:
+ * @connection: tried first, if it still lives; may be NULL
+ * @uri: for a connection of its own otherwise
+ *
+ * Returns: (transfer full): the domain; or NULL with @error set; or NULL without, if libvirt knows it no more.
+ */
+virDomainPtr vmsnap_libvirt_find_again(virConnectPtr connection, const char *uri, const char *uuid, GError **error);
+
+/** A backup job that was begun, and how it is ended. Strings belong to the caller. */
+typedef struct {
+    virConnectPtr connection; /* as for vmsnap_libvirt_find_again(), also uri */
+    const char *uri;
+    const char *domain_uuid;
+    const char *socket;        /* its NBD socket, by which it is recognised: a job with another one is left alone */
+    gboolean may_be_beginning; /* nobody saw the end of its begin */
+    unsigned timeout_ms;
+} VmsnapJob;
+
 typedef enum {
     VMSNAP_JOB_ENDED,  /* ended now */
     VMSNAP_JOB_GONE,   /* somebody else had ended it, but the domain runs */
@@ -45,16 +64,17 @@ typedef enum {
     VMSNAP_JOB_FAILED, /* could not be ended: see the error */
 } VmsnapJobEnd;
 
-/**
- * vmsnap_libvirt_end_job:
- * @connection: tried first, if it still lives; may be NULL
- * @uri: for a connection of its own otherwise
- * @socket: the job's NBD socket, by which it is recognised: a job with another one is left alone
- *
- * Ends the job and waits until it is gone.
- */
-VmsnapJobEnd vmsnap_libvirt_end_job(virConnectPtr connection, const char *uri, const char *domain_uuid,
-                                    const char *socket, unsigned timeout_ms, GError **error);
+/** Ends the job and waits until it is gone. While libvirt is away, it is tried again until the timeout. */
+VmsnapJobEnd vmsnap_libvirt_end_job(const VmsnapJob *job, GError **error);
+
+/** Freezes the guest's filesystems, however long its agent takes. */
+gboolean vmsnap_libvirt_freeze(virDomainPtr domain, GError **error);
+
+/** Thaws the guest's filesystems; one that is stopped has none. */
+gboolean vmsnap_libvirt_thaw(virDomainPtr domain, GError **error);
+
+/** Returns: whether QEMU has paused the guest, since one of its reads or writes failed. */
+gboolean vmsnap_libvirt_is_paused_by_error(virDomainPtr domain);
 
 /** Returns: (transfer full): a version number of libvirt's as text. */
 char *vmsnap_libvirt_format_version(unsigned long version);

@@ -16,6 +16,8 @@
 #include <unistd.h>
 
 #define SUFFIX ".json"
+/* Of a file that nobody may read yet. */
+#define UNFINISHED_SUFFIX ".json.new"
 /* Far more than any record: what is larger is not one. */
 #define MAX_RECORD_BYTES ((size_t)64 << 10)
 
@@ -25,6 +27,7 @@ static const struct {
     size_t offset;
 } fields[] = {
     {"uuid", offsetof(VmsnapRecord, uuid)},
+    {"backend", offsetof(VmsnapRecord, backend)},
     {"machine", offsetof(VmsnapRecord, machine)},
     {"machine-uuid", offsetof(VmsnapRecord, machine_uuid)},
     {"connect", offsetof(VmsnapRecord, connect_uri)},
@@ -71,6 +74,10 @@ static char *record_to_text(const VmsnapRecord *record) {
     json_builder_add_int_value(json, record->pid);
     json_builder_set_member_name(json, "timeout-ms");
     json_builder_add_int_value(json, record->timeout_ms);
+    json_builder_set_member_name(json, "job");
+    json_builder_add_boolean_value(json, record->job);
+    json_builder_set_member_name(json, "frozen");
+    json_builder_add_boolean_value(json, record->frozen);
     json_builder_end_object(json);
     g_autoptr(JsonNode) root = json_builder_get_root(json);
     return json_to_string(root, TRUE);
@@ -88,6 +95,11 @@ static gint64 int_member(JsonObject *object, const char *name) {
     return node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_int(node) : 0;
 }
 
+static gboolean boolean_member(JsonObject *object, const char *name) {
+    JsonNode *node = json_object_get_member(object, name);
+    return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_boolean(node);
+}
+
 static VmsnapRecord *record_from_text(const char *text, GError **error) {
     g_autoptr(JsonNode) root = json_from_string(text, error);
     if (!root)
@@ -102,10 +114,12 @@ static VmsnapRecord *record_from_text(const char *text, GError **error) {
         *field_of(record, i) = dup_string_member(object, fields[i].name);
     record->pid = (pid_t)int_member(object, "pid");
     record->timeout_ms = (int)int_member(object, "timeout-ms");
+    record->job = boolean_member(object, "job");
+    record->frozen = boolean_member(object, "frozen");
     return record;
 }
 
-static VmsnapRecord *record_read(int fd, GError **error) {
+VmsnapRecord *vmsnap_record_read(int fd, GError **error) {
     g_autofree char *text = g_malloc0(MAX_RECORD_BYTES + 1);
     ssize_t length = pread(fd, text, MAX_RECORD_BYTES, 0);
     if (length < 0) {
@@ -116,52 +130,95 @@ static VmsnapRecord *record_read(int fd, GError **error) {
     return record_from_text(text, error);
 }
 
+/* In one call, which no signal cuts in two; a shorter text is filled up with blanks, so that there is never a rest. */
 static gboolean record_store(int fd, const VmsnapRecord *record) {
-    g_autofree char *text = record_to_text(record);
+    g_autofree char *json = record_to_text(record);
+    struct stat status;
+    if (fstat(fd, &status) != 0)
+        return FALSE;
+    g_autofree char *text = g_strdup_printf("%-*s", (int)MIN(status.st_size, (off_t)MAX_RECORD_BYTES), json);
     size_t length = strlen(text);
-    return pwrite(fd, text, length, 0) == (ssize_t)length && ftruncate(fd, (off_t)length) == 0;
+    return pwrite(fd, text, length, 0) == (ssize_t)length;
 }
 
-static char *record_path(const char *uuid) {
+static char *record_path(const char *uuid, const char *suffix) {
     g_autofree char *runtime = vmsnap_dirs_get_runtime();
-    g_autofree char *name = g_strconcat(uuid, SUFFIX, NULL);
+    g_autofree char *name = g_strconcat(uuid, suffix, NULL);
     return g_build_filename(runtime, name, NULL);
 }
 
-static void set_write_error(const char *path, GError **error) {
+static gboolean set_write_error(const char *path, GError **error) {
     int code = errno;
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to write the snapshot record '%s': %s", path,
                 g_strerror(code));
+    return FALSE;
 }
 
-/* The file gets its name only when it is complete and locked, so that nobody ever sees half a record. */
-static int record_make(const VmsnapRecord *record, const char *path, GError **error) {
-    g_autofree char *unfinished = g_strconcat(path, ".new", NULL);
-    int fd = open(unfinished, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && record_store(fd, record) && rename(unfinished, path) == 0)
+/* Its lock makes one step of looking for records and changing them. Returns: what to close, or -1. */
+static int directory_lock(void) {
+    g_autofree char *runtime = vmsnap_dirs_get_runtime();
+    int fd = open(runtime, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0 && flock(fd, LOCK_EX) == 0)
         return fd;
-    set_write_error(path, error);
-    if (fd >= 0) {
-        (void)unlink(unfinished);
+    if (fd >= 0)
         (void)close(fd);
-    }
     return -1;
 }
 
-void vmsnap_record_end(int fd, const VmsnapRecord *record, gboolean keep) {
-    g_autofree char *path = record_path(record->uuid);
-    if (!record_store(fd, record))
-        g_warning("failed to note the outcome of snapshot %s: %s", record->uuid, g_strerror(errno));
-    if (!keep)
+int vmsnap_record_open(const char *uuid, GError **error) {
+    g_autofree char *path = record_path(uuid, UNFINISHED_SUFFIX);
+    g_autofree char *runtime = g_path_get_dirname(path);
+    if (!vmsnap_dirs_make_base(runtime, error))
+        return -1;
+    int directory_fd = directory_lock();
+    int fd = directory_fd >= 0 ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
+    gboolean locked = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
+    if (!locked)
+        set_write_error(path, error);
+    if (!locked && fd >= 0) {
         (void)unlink(path);
-    (void)close(fd);
+        (void)close(g_steal_fd(&fd));
+    }
+    if (directory_fd >= 0)
+        (void)close(directory_fd);
+    return fd;
+}
+
+/* The file gets its name only when it is complete, so that nobody ever sees half a record. */
+gboolean vmsnap_record_publish(int fd, const VmsnapRecord *record, GError **error) {
+    g_autofree char *path = record_path(record->uuid, SUFFIX);
+    g_autofree char *unfinished = record_path(record->uuid, UNFINISHED_SUFFIX);
+    int directory_fd = directory_lock();
+    if (directory_fd < 0)
+        return set_write_error(path, error);
+    gboolean published = vmsnap_record_machine_is_free(record->machine, record->machine_uuid, error) &&
+                         ((record_store(fd, record) && rename(unfinished, path) == 0) || set_write_error(path, error));
+    (void)close(directory_fd);
+    return published;
+}
+
+void vmsnap_record_update(int fd, const VmsnapRecord *record) {
+    if (!record_store(fd, record))
+        g_warning("failed to note the state of snapshot %s: %s", record->uuid, g_strerror(errno));
+}
+
+void vmsnap_record_remove(const char *uuid) {
+    g_autofree char *path = record_path(uuid, SUFFIX);
+    g_autofree char *unfinished = record_path(uuid, UNFINISHED_SUFFIX);
+    (void)unlink(path);
+    (void)unlink(unfinished);
+}
+
+gboolean vmsnap_record_exists(int fd) {
+    struct stat status;
+    return fstat(fd, &status) == 0 && status.st_nlink > 0;
 }
 
 typedef gboolean (*RecordMatchFunc)(const VmsnapRecord *record, int fd, const char *value);
 
-static VmsnapRecord *record_open(const char *path, int *ret_fd) {
+static VmsnapRecord *record_load(const char *path, int *ret_fd) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    VmsnapRecord *record = fd >= 0 ? record_read(fd, NULL) : NULL;
+    VmsnapRecord *record = fd >= 0 ? vmsnap_record_read(fd, NULL) : NULL;
     if (!record && fd >= 0)
         (void)close(fd);
     if (record)
@@ -178,7 +235,7 @@ static VmsnapRecord *record_find(RecordMatchFunc matches, const char *value, int
             continue;
         g_autofree char *path = g_build_filename(runtime, name, NULL);
         int fd = -1;
-        g_autoptr(VmsnapRecord) record = record_open(path, &fd);
+        g_autoptr(VmsnapRecord) record = record_load(path, &fd);
         if (record && matches(record, fd, value)) {
             *ret_fd = fd;
             return g_steal_pointer(&record);
@@ -189,16 +246,20 @@ static VmsnapRecord *record_find(RecordMatchFunc matches, const char *value, int
     return NULL;
 }
 
-static gboolean record_is_alive_at(int fd) {
+gboolean vmsnap_record_is_held(int fd) {
     if (flock(fd, LOCK_SH | LOCK_NB) != 0)
         return TRUE;
     (void)flock(fd, LOCK_UN);
     return FALSE;
 }
 
-/* A dead holder may have left a record of the same mount point. */
+static gboolean matches_mount_point(const VmsnapRecord *record, int fd, const char *mount_point) {
+    (void)fd;
+    return g_strcmp0(record->mount_point, mount_point) == 0;
+}
+
 static gboolean matches_living_mount_point(const VmsnapRecord *record, int fd, const char *mount_point) {
-    return g_strcmp0(record->mount_point, mount_point) == 0 && record_is_alive_at(fd);
+    return matches_mount_point(record, fd, mount_point) && vmsnap_record_is_held(fd);
 }
 
 static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *socket) {
@@ -207,7 +268,7 @@ static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *s
 }
 
 static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const char *machine_uuid) {
-    return g_strcmp0(record->machine_uuid, machine_uuid) == 0 && record_is_alive_at(fd);
+    return g_strcmp0(record->machine_uuid, machine_uuid) == 0 && vmsnap_record_is_held(fd);
 }
 
 gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error) {
@@ -223,45 +284,92 @@ gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_
     return FALSE;
 }
 
-/* The lock on the directory makes one of looking for others and being there. */
-int vmsnap_record_write(const VmsnapRecord *record, GError **error) {
-    g_autofree char *path = record_path(record->uuid);
-    g_autofree char *runtime = g_path_get_dirname(path);
-    if (!vmsnap_dirs_make_base(runtime, error))
-        return -1;
-    int fd = -1, directory_fd = open(runtime, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (directory_fd < 0 || flock(directory_fd, LOCK_EX) != 0)
-        set_write_error(path, error);
-    else if (vmsnap_record_machine_is_free(record->machine, record->machine_uuid, error))
-        fd = record_make(record, path, error);
-    if (directory_fd >= 0)
-        (void)close(directory_fd);
-    return fd;
-}
-
 VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd) {
     *ret_fd = -1;
-    return record_find(matches_living_mount_point, mount_point, ret_fd);
+    VmsnapRecord *living = record_find(matches_living_mount_point, mount_point, ret_fd);
+    return living ? living : record_find(matches_mount_point, mount_point, ret_fd);
 }
 
 VmsnapRecord *vmsnap_record_find_by_socket(const char *socket, gboolean *ret_alive) {
     int fd = -1;
     VmsnapRecord *record = record_find(matches_socket, socket, &fd);
-    *ret_alive = record && record_is_alive_at(fd);
+    *ret_alive = record && vmsnap_record_is_held(fd);
     if (fd >= 0)
         (void)close(fd);
     return record;
 }
 
-VmsnapRecord *vmsnap_record_wait(int fd, GError **error) {
-    int result;
-    do {
-        result = flock(fd, LOCK_SH);
-    } while (result != 0 && errno == EINTR);
-    if (result != 0) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to wait for the snapshot to end: %s",
-                    g_strerror(errno));
-        return NULL;
+typedef struct {
+    const char *machine;
+    const char *mount_point;
+} DeadFilter;
+
+static gboolean dead_filter_matches(const DeadFilter *filter, const VmsnapRecord *record) {
+    if (!filter->machine && !filter->mount_point)
+        return TRUE;
+    return (filter->machine && (g_strcmp0(record->machine, filter->machine) == 0 ||
+                                g_strcmp0(record->machine_uuid, filter->machine) == 0)) ||
+           (filter->mount_point && g_strcmp0(record->mount_point, filter->mount_point) == 0);
+}
+
+/* Returns: what holds the record at @path, or -1 if somebody else does, or it is not one of those, or gone. */
+static int record_take_dead(const char *path, const DeadFilter *filter, VmsnapRecord **ret_record) {
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    gboolean taken = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && vmsnap_record_exists(fd);
+    g_autoptr(VmsnapRecord) record = taken ? vmsnap_record_read(fd, NULL) : NULL;
+    if (record && record->uuid && dead_filter_matches(filter, record)) {
+        *ret_record = g_steal_pointer(&record);
+        return fd;
     }
-    return record_read(fd, error);
+    if (fd >= 0)
+        (void)close(fd);
+    return -1;
+}
+
+/* One that was never published belongs to nobody who has begun anything. Called with the directory locked. */
+static void unfinished_remove(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return;
+    if (!vmsnap_record_is_held(fd))
+        (void)unlink(path);
+    (void)close(fd);
+}
+
+/* Returns: (transfer full): the paths of all published records. */
+static GPtrArray *records_list(void) {
+    GPtrArray *paths = g_ptr_array_new_with_free_func(g_free);
+    g_autofree char *runtime = vmsnap_dirs_get_runtime();
+    int directory_fd = directory_lock();
+    g_autoptr(GDir) directory = directory_fd >= 0 ? g_dir_open(runtime, 0, NULL) : NULL;
+    const char *name;
+    while (directory && (name = g_dir_read_name(directory))) {
+        g_autofree char *path = g_build_filename(runtime, name, NULL);
+        if (g_str_has_suffix(name, SUFFIX))
+            g_ptr_array_add(paths, g_steal_pointer(&path));
+        else if (g_str_has_suffix(name, UNFINISHED_SUFFIX))
+            unfinished_remove(path);
+    }
+    if (directory_fd >= 0)
+        (void)close(directory_fd);
+    return paths;
+}
+
+gboolean vmsnap_record_visit_dead(const char *machine, const char *mount_point, VmsnapRecordFunc visit,
+                                  gpointer user_data, GError **error) {
+    const DeadFilter filter = {.machine = machine, .mount_point = mount_point};
+    g_autoptr(GError) first_error = NULL;
+    g_autoptr(GPtrArray) paths = records_list();
+    for (guint i = 0; i < paths->len; i++) {
+        g_autoptr(VmsnapRecord) record = NULL;
+        int fd = record_take_dead(g_ptr_array_index(paths, i), &filter, &record);
+        if (fd < 0)
+            continue;
+        (void)visit(fd, record, user_data, first_error ? NULL : &first_error);
+        (void)close(fd);
+    }
+    gboolean visited = !first_error;
+    if (first_error)
+        g_propagate_error(error, g_steal_pointer(&first_error));
+    return visited;
 }

@@ -57,6 +57,9 @@ GBytes *vmsnap_manifest_build(const VmsnapSnapshot *snapshot) {
     json_builder_begin_object(json);
     vmsnap_json_add_string(json, "uuid", snapshot->uuid);
     vmsnap_json_add_string(json, "instant", instant);
+    vmsnap_json_add_string(json, "consistency", snapshot->quiesced ? "filesystem" : "crash");
+    if (snapshot->quiesce_error)
+        vmsnap_json_add_string(json, "quiesce-error", snapshot->quiesce_error);
     json_builder_set_member_name(json, "source");
     json_builder_begin_object(json);
     vmsnap_json_add_string(json, "backend", snapshot->backend->name);

@@ -36,7 +36,6 @@
 struct VmsnapSession {
     VmsnapOps ops;
     struct fuse_session *fuse;
-    char *mount_point;
     uint64_t mount_id; /* the kernel's number of our mount, 0 if it cannot tell */
 };
 
@@ -134,9 +133,9 @@ static void kernel_readahead_raise(const struct statx *root) {
 }
 
 /* Looks at the root of the new mount, without a request to it, which nobody would answer yet. */
-static void session_note_mount(VmsnapSession *session) {
+static void session_note_mount(VmsnapSession *session, const char *mount_point) {
     struct statx root;
-    if (statx(AT_FDCWD, session->mount_point, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &root) != 0)
+    if (statx(AT_FDCWD, mount_point, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &root) != 0)
         return;
     if (root.stx_mask & STATX_MNT_ID)
         session->mount_id = root.stx_mnt_id;
@@ -145,34 +144,10 @@ static void session_note_mount(VmsnapSession *session) {
         kernel_readahead_raise(&root);
 }
 
-/*
- * Whether the session's mount is still in its place. The kernel's table tells that without a look at the path: while
- * automount lets a mount expire, such a look would wait for automount, which waits for our end; and a moment later it
- * would have it mounted again.
- */
-static gboolean is_mounted(const VmsnapSession *session) {
-    g_autofree char *table = NULL;
-    if (session->mount_id == 0 || !g_file_get_contents("/proc/self/mountinfo", &table, NULL, NULL))
-        return FALSE;
-    g_autofree char *id = g_strdup_printf("%" G_GUINT64_FORMAT, session->mount_id);
-    g_auto(GStrv) lines = g_strsplit(table, "\n", -1);
-    gboolean found = FALSE;
-    for (char **line = lines; *line && !found; line++) {
-        /* mount id, parent id, device, root, mount point with octal escapes, and what follows */
-        g_auto(GStrv) fields = g_strsplit(*line, " ", 6);
-        if (g_strv_length(fields) < 5 || !g_str_equal(fields[0], id))
-            continue;
-        g_autofree char *mount_point = g_strcompress(fields[4]);
-        found = g_str_equal(mount_point, session->mount_point);
-    }
-    return found;
-}
-
 VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
                                     GError **error) {
     g_autoptr(VmsnapSession) session = g_new0(VmsnapSession, 1);
     vmsnap_ops_init(&session->ops, view, options);
-    session->mount_point = g_strdup(mount_point);
     last_fuse_message[0] = '\0';
     fuse_set_log_func(fuse_message_keep);
 
@@ -188,23 +163,12 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
         return NULL;
     }
     fuse_set_log_func(fuse_message_log);
-    session_note_mount(session);
+    session_note_mount(session, mount_point);
     return g_steal_pointer(&session);
 }
 
-/*
- * libfuse's own unmount closes the descriptor that replies go to, which other threads may still use, and leaves a mount
- * that was aborted (umount -f) in its place. And by now somebody else may have mounted there.
- */
-static void session_detach(const VmsnapSession *session) {
-    if (!is_mounted(session))
-        return;
-    const char *argv[] = {"fusermount3", "-u", "-z", "-q", "--", session->mount_point, NULL};
-    gboolean detached = geteuid() == 0 ? umount2(session->mount_point, MNT_DETACH | UMOUNT_NOFOLLOW) == 0
-                                       : g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL,
-                                                      NULL, NULL, NULL);
-    if (!detached)
-        g_warning("failed to unmount '%s': %s", session->mount_point, g_strerror(errno));
+uint64_t vmsnap_session_get_mount_id(const VmsnapSession *session) {
+    return session->mount_id;
 }
 
 static void ending_signals_set_mask(int how) {
@@ -229,18 +193,15 @@ int vmsnap_session_run(VmsnapSession *session) {
     ending_signals_set_mask(SIG_BLOCK);
     fuse_loop_cfg_destroy(config);
     fuse_remove_signal_handlers(session->fuse);
-    session_detach(session);
     return result;
 }
 
 void vmsnap_session_free(VmsnapSession *session) {
     if (!session)
         return;
-    session_detach(session);
     vmsnap_view_stop(session->ops.view);
     vmsnap_ops_clear(&session->ops);
     if (session->fuse)
         fuse_session_destroy(session->fuse);
-    g_free(session->mount_point);
     g_free(session);
 }

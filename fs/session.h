@@ -30,11 +30,14 @@ typedef struct {
 VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions *options, const char *mount_point,
                                     GError **error);
 
+/** Returns: the kernel's number of the mount, or 0 if it cannot tell. */
+uint64_t vmsnap_session_get_mount_id(const VmsnapSession *session);
+
 /**
  * vmsnap_session_run:
  *
- * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes, then takes the mount away if it is still
- * there; who has files open keeps them until vmsnap_session_free(). All threads must block these signals; this one lets
+ * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes. The mount may still be there then, and
+ * whoever has files open keeps them until vmsnap_session_free(). All threads must block these signals; this one lets
  * them through while it can handle them, so that one which comes before ends the session at once, and one which comes
  * after does nothing. Requests in flight are still to be answered: end the snapshot before vmsnap_session_free().
  *
@@ -42,11 +45,6 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
  */
 int vmsnap_session_run(VmsnapSession *session);
 
-/**
- * vmsnap_session_free:
- *
- * Frees a session whose snapshot has ended; answers what was still held back, and takes the mount away if it is still
- * there. NULL-safe.
- */
+/** Frees a session whose snapshot has ended; answers what was still held back. NULL-safe. */
 void vmsnap_session_free(VmsnapSession *session);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSession, vmsnap_session_free)

@@ -8,9 +8,6 @@
 #include "json.h"
 #include "manifest.h"
 
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-
 typedef struct {
     uint64_t size_bytes;
     uint64_t zero_bytes;
@@ -31,14 +28,7 @@ static DiskStatus disk_status_take(const VmsnapDiskView *view) {
     uint64_t known_bytes = vmsnap_extent_map_get_known_bytes(map);
     status.data_bytes = known_bytes - MIN(known_bytes, status.zero_bytes);
 
-    struct stat file;
-    struct statvfs filesystem;
-    const char *scratch = view->disk->scratch_path;
-    status.has_scratch = scratch && stat(scratch, &file) == 0 && statvfs(scratch, &filesystem) == 0;
-    if (status.has_scratch) {
-        status.scratch_used_bytes = (uint64_t)file.st_blocks * 512;
-        status.scratch_left_bytes = (uint64_t)filesystem.f_bavail * filesystem.f_frsize;
-    }
+    status.has_scratch = vmsnap_disk_get_scratch(view->disk, &status.scratch_used_bytes, &status.scratch_left_bytes);
     return status;
 }
 

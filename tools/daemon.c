@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The process that serves the mount is forked before it has any thread or connection, and stays in its caller's session
- * until the mount is made: automount lets only its own process group pass to the directory that it is about to cover.
- * Until then its stderr is the caller's, so that it says itself what goes wrong, and tells its parent only the exit
- * code.
+ * The process that serves the mount, the daemon, is forked before it has any thread or connection, and stays in its
+ * caller's session until the mount is made: automount lets only its own process group pass to the directory that it is
+ * about to cover. Until then its stderr is the caller's, so that it says itself what goes wrong, and tells its parent
+ * only the exit code. Its first act is to fork its guardian. Once it has mounted, it gives up its rights: what needs
+ * them at the end is done by the guardian.
  *
  * The ending signals are blocked from the beginning, so that one that comes early waits until there is something whole
  * to end. The threads made meanwhile inherit that; only this one lets them through, in the session's loop.
  */
 #include "daemon.h"
 
+#include "cleanup.h"
 #include "fs/session.h"
-#include "mount_point.h"
+#include "guardian.h"
+#include "privileges.h"
 #include "report.h"
 #include "utab.h"
 #include "vmsnap/error.h"
@@ -61,9 +64,11 @@ typedef struct {
     GError *error;
 } Begin;
 
+/* What an earlier mount of this machine or on this mount point has left is in the way. */
 static gpointer begin_thread(gpointer data) {
     Begin *begin = data;
-    begin->snapshot = vmsnap_snapshot_begin(&begin->options, &begin->error);
+    if (vmsnap_cleanup_dead(begin->options.source, begin->options.mount_point, &begin->error))
+        begin->snapshot = vmsnap_snapshot_begin(&begin->options, &begin->error);
     g_mutex_lock(&begin->lock);
     begin->done = TRUE;
     g_cond_signal(&begin->changed);
@@ -95,22 +100,10 @@ static gboolean starter_tell(Starter *starter, int exit_code) {
     return told;
 }
 
-static void detach(void) {
-    vmsnap_report_to_syslog();
-    (void)setsid();
-    if (chdir("/") != 0)
-        g_warning("failed to change to '/': %s", g_strerror(errno));
-    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int fd = STDIN_FILENO; null_fd >= 0 && fd <= STDERR_FILENO; fd++)
-        (void)dup2(null_fd, fd);
-    if (null_fd > STDERR_FILENO)
-        (void)close(null_fd);
-}
-
 /* Whoever reads what the starter says waits until nobody can say more: so this lets go of it before it tells. */
 static void starter_leave(Starter *starter, int exit_code) {
     if (starter->ready_fd >= 0)
-        detach();
+        vmsnap_report_detach();
     (void)starter_tell(starter, exit_code);
 }
 
@@ -129,6 +122,13 @@ static int report_timeout(const VmsnapBeginOptions *options) {
     return vmsnap_report_error(error);
 }
 
+/* From here on a signal ends the process, and the guardian ends what it had begun. */
+static void ending_signals_let_through(void) {
+    for (size_t i = 0; i < G_N_ELEMENTS(ending_signals); i++)
+        (void)signal(ending_signals[i], SIG_DFL);
+    ending_signals_block(SIG_UNBLOCK);
+}
+
 /*
  * libvirt's calls cannot be cancelled. When time is up the caller is told, and this process stays until the call
  * returns, so that a job which begins after all is ended again.
@@ -143,6 +143,7 @@ static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter 
     if (!in_time) {
         *ret_exit_code = report_timeout(options);
         starter_leave(starter, *ret_exit_code);
+        ending_signals_let_through();
     }
     (void)g_thread_join(thread);
     if (!in_time && begin.snapshot)
@@ -155,16 +156,22 @@ static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter 
     return begin.snapshot;
 }
 
-static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const char *mount_point) {
+static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const VmsnapGuardian *guardian) {
     return (VmsnapBeginOptions){
+        .uuid = guardian->uuid,
+        .record_fd = guardian->record_fd,
         .source = options->source,
         .connect_uri = options->connect_uri,
         .disks = (const char *const *)options->disks,
         .exclude = (const char *const *)options->exclude,
         .scratch_dir = options->scratch_dir,
-        .mount_point = mount_point,
+        .mount_point = guardian->mount_point,
         .connections = options->connections,
         .timeout_ms = options->timeout_ms,
+        .quiesce = options->quiesce,
+        .freeze_timeout_ms = options->freeze_timeout_ms,
+        .scratch_reserve_bytes = options->scratch_reserve_bytes,
+        .scratch_max_bytes = options->scratch_max_bytes,
     };
 }
 
@@ -187,34 +194,54 @@ static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *optio
     return vmsnap_session_mount(view, &session_options, mount_point, error);
 }
 
-static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point) {
-    (void)fprintf(stderr, "%s: domain '%s' is mounted on '%s' as snapshot %s\n", g_get_prgname(), snapshot->machine,
-                  mount_point, snapshot->uuid);
+static void tell_begun(const VmsnapSnapshot *snapshot) {
     for (guint i = 0; i < snapshot->left_out->len; i++) {
         const VmsnapLeftOut *left_out = g_ptr_array_index(snapshot->left_out, i);
-        (void)fprintf(stderr, "%s: left out '%s': %s\n", g_get_prgname(), left_out->name, left_out->reason);
+        g_info("left out '%s': %s", left_out->name, left_out->reason);
     }
+    if (snapshot->quiesce_error)
+        g_warning("%s; the snapshot is only as consistent as after a power failure", snapshot->quiesce_error);
+}
+
+static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point) {
+    g_message("domain '%s' is mounted on '%s' as snapshot %s, consistent as %s", snapshot->machine, mount_point,
+              snapshot->uuid, snapshot->quiesced ? "its filesystems were frozen" : "after a power failure");
+}
+
+static void tell_ended(gboolean aborted, const GError *error) {
+    if (error)
+        g_warning("the snapshot has ended: %s", error->message);
+    else
+        g_message("the snapshot has ended: %s", aborted ? "stopped by a signal" : "complete");
 }
 
 /* Serves the mounted session until its end. Returns: whether somebody stopped it. */
-static gboolean serve(VmsnapSession *session, Starter *starter) {
-    gboolean background = starter->ready_fd >= 0;
-    if (background)
-        detach();
-    if (!starter_tell(starter, 0))
-        return TRUE;
-    int result = vmsnap_session_run(session);
-    if (result < 0)
-        g_warning("failed to serve the mount: %s", g_strerror(-result));
+static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter *starter, VmsnapGuardian *guardian) {
+    uint64_t mount_id = vmsnap_session_get_mount_id(session);
+    int result = -EPIPE;
+    tell_mounted(snapshot, guardian->mount_point);
+    if (starter->ready_fd >= 0)
+        vmsnap_report_detach();
+    vmsnap_privileges_drop();
+    vmsnap_snapshot_start(snapshot);
+    if (starter_tell(starter, 0)) {
+        result = vmsnap_session_run(session);
+        if (result < 0)
+            g_warning("failed to serve the mount: %s", g_strerror(-result));
+    }
+    vmsnap_guardian_unmount(guardian, mount_id);
     return result != 0;
 }
 
-static int daemon_life(const VmsnapOptions *options, const char *mount_point, Starter *starter) {
+static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGuardian *guardian) {
     int exit_code = VMSNAP_EXIT_FAILED;
-    VmsnapBeginOptions begin = begin_options(options, mount_point);
+    VmsnapBeginOptions begin = begin_options(options, guardian);
     g_autoptr(VmsnapSnapshot) snapshot = begin_in_time(&begin, starter, &exit_code);
     if (!snapshot)
         return exit_code;
+    vmsnap_report_set_subject(
+        g_strdup_printf("snapshot %s of '%s' on '%s'", snapshot->uuid, snapshot->machine, guardian->mount_point));
+    tell_begun(snapshot);
 
     g_autoptr(GError) error = NULL;
     /* The view and the session look at the snapshot, and are freed after it has ended. */
@@ -223,31 +250,44 @@ static int daemon_life(const VmsnapOptions *options, const char *mount_point, St
         .speed_bytes_per_s = options->speed_bytes_per_s,
     };
     g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &view_options);
-    g_autoptr(VmsnapSession) session = session_mount(view, options, mount_point, &error);
+    g_autoptr(VmsnapSession) session = session_mount(view, options, guardian->mount_point, &error);
     gboolean aborted = TRUE;
     if (session) {
-        if (options->verbose)
-            tell_mounted(snapshot, mount_point);
-        vmsnap_utab_add(options->source, mount_point);
-        aborted = serve(session, starter);
-        /* After a lazy unmount, somebody else may have mounted there. */
-        if (!vmsnap_mount_point_is_vmsnap(mount_point))
-            vmsnap_utab_remove(mount_point);
+        vmsnap_utab_add(options->source, guardian->mount_point);
+        aborted = serve(session, snapshot, starter, guardian);
     }
     g_autoptr(GError) end_error = NULL;
-    if (!vmsnap_snapshot_end(snapshot, aborted, &end_error))
-        g_warning("%s", end_error->message);
+    (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);
     if (!session)
         return vmsnap_report_error(error);
+    tell_ended(aborted, end_error);
     return end_error ? VMSNAP_EXIT_FAILED : 0;
 }
 
+/* The record and the guardian are there before anything else, and go last. */
 static int daemon_main(const VmsnapOptions *options, const char *mount_point, int ready_fd) {
     Starter starter = {.ready_fd = ready_fd};
     ending_signals_block(SIG_BLOCK);
     for (size_t i = 0; i < G_N_ELEMENTS(ignored_signals); i++)
         (void)signal(ignored_signals[i], SIG_IGN);
-    return daemon_life(options, mount_point, &starter);
+
+    g_autoptr(GError) error = NULL;
+    g_autofree char *uuid = g_uuid_string_random();
+    VmsnapGuardian guardian = {.uuid = uuid, .mount_point = mount_point};
+    guardian.record_fd = vmsnap_record_open(uuid, &error);
+    if (guardian.record_fd < 0)
+        return vmsnap_report_error(error);
+    int exit_code;
+    if (vmsnap_guardian_start(&guardian, ready_fd < 0, &error)) {
+        exit_code = daemon_life(options, &starter, &guardian);
+        if (!vmsnap_guardian_finish(&guardian) && exit_code == 0)
+            exit_code = VMSNAP_EXIT_FAILED;
+    } else {
+        exit_code = vmsnap_report_error(error);
+        vmsnap_record_remove(uuid);
+    }
+    (void)close(guardian.record_fd);
+    return exit_code;
 }
 
 int vmsnap_daemon_run(const VmsnapOptions *options, const char *mount_point) {

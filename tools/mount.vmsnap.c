@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* mount.vmsnap: mounts the instant of a running machine. Checks first what can be checked without beginning anything.
  */
+#include "cleanup.h"
 #include "config.h"
 #include "daemon.h"
 #include "mount_point.h"
@@ -26,7 +27,7 @@ int main(int argc, char **argv) {
     standard_streams_open();
     (void)setlocale(LC_ALL, "");
     g_set_prgname("mount.vmsnap");
-    vmsnap_report_to_stderr();
+    vmsnap_report_to_stderr(G_LOG_LEVEL_WARNING);
     g_autoptr(GError) error = NULL;
     g_autoptr(VmsnapOptions) options = vmsnap_options_parse(argc, argv, &error);
     if (!options)
@@ -35,6 +36,11 @@ int main(int argc, char **argv) {
         (void)printf("mount.vmsnap %s\n", VMSNAP_VERSION);
         return EXIT_SUCCESS;
     }
+    gboolean watched = options->foreground || options->cleanup;
+    GLogLevelFlags unasked_level = watched ? G_LOG_LEVEL_MESSAGE : G_LOG_LEVEL_WARNING;
+    vmsnap_report_to_stderr(options->verbose ? G_LOG_LEVEL_INFO : unasked_level);
+    if (options->cleanup)
+        return vmsnap_cleanup_main(options->source);
     g_autofree char *mount_point = vmsnap_mount_point_check(options->mount_point, &error);
     if (!mount_point || !vmsnap_mount_point_check_fuse(mount_point, options->allow_other, &error))
         return vmsnap_report_error(error);

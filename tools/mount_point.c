@@ -8,7 +8,9 @@
 #include <fcntl.h>
 #include <libmount.h>
 #include <stdlib.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define MOUNTS "/proc/self/mountinfo"
@@ -24,6 +26,46 @@ gboolean vmsnap_mount_point_is_vmsnap(const char *path) {
     return found;
 }
 
+/* The kernel's table tells that without a look at the path, which might wait for automount, or mount it again. */
+static gboolean is_in_place(const char *path, uint64_t mount_id) {
+    struct libmnt_table *table = mnt_new_table_from_file(MOUNTS);
+    struct libmnt_iter *iterator = mnt_new_iter(MNT_ITER_BACKWARD);
+    struct libmnt_fs *fs = NULL;
+    gboolean found = FALSE;
+    while (table && iterator && !found && mnt_table_next_fs(table, iterator, &fs) == 0)
+        found = (uint64_t)mnt_fs_get_id(fs) == mount_id && g_strcmp0(mnt_fs_get_target(fs), path) == 0;
+    mnt_free_iter(iterator);
+    mnt_unref_table(table);
+    return found;
+}
+
+static gboolean unmount_lazily(const char *path) {
+    const char *argv[] = {"fusermount3", "-u", "-z", "-q", "--", path, NULL};
+    gboolean unmounted = geteuid() == 0 ? umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0
+                                        : g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL,
+                                                       NULL, NULL, NULL);
+    if (!unmounted)
+        g_warning("failed to unmount '%s': %s", path, g_strerror(errno));
+    return unmounted;
+}
+
+/* libfuse's own unmount closes the descriptor that replies go to, and leaves an aborted mount in its place. */
+void vmsnap_mount_point_detach(const char *path, uint64_t mount_id) {
+    if (mount_id != 0 && is_in_place(path, mount_id))
+        (void)unmount_lazily(path);
+}
+
+static gboolean is_dead(const char *path) {
+    struct statfs status;
+    return vmsnap_mount_point_is_vmsnap(path) && statfs(path, &status) != 0 &&
+           (errno == ENOTCONN || errno == ECONNABORTED);
+}
+
+void vmsnap_mount_point_clear_dead(const char *path) {
+    while (is_dead(path) && unmount_lazily(path))
+        continue;
+}
+
 static char *fail(GError **error, const char *path, const char *reason, const char *remedy) {
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount on '%s': %s; %s", path, reason, remedy);
     return NULL;
@@ -32,6 +74,7 @@ static char *fail(GError **error, const char *path, const char *reason, const ch
 char *vmsnap_mount_point_check(const char *path, GError **error) {
     /* A path that a dead daemon serves does not resolve, but the kernel still lists it. */
     g_autofree char *absolute = g_canonicalize_filename(path, NULL);
+    vmsnap_mount_point_clear_dead(absolute);
     if (vmsnap_mount_point_is_vmsnap(absolute))
         return fail(error, path, "a vmsnap is mounted there already", "unmount it first");
     char *resolved = realpath(path, NULL);

@@ -3,8 +3,14 @@
 #pragma once
 
 #include <glib.h>
+#include <stdint.h>
 
-/** Returns: (transfer full): the canonical path of a directory to mount on, or NULL with @error set. */
+/**
+ * vmsnap_mount_point_check:
+ *
+ * Takes away a mount whose daemon is dead. Returns: (transfer full): the canonical path of a directory to mount on, or
+ * NULL with @error set.
+ */
 char *vmsnap_mount_point_check(const char *path, GError **error);
 
 /** Returns: whether a vmsnap is mounted on @path, which is canonical. */
@@ -18,3 +24,15 @@ gboolean vmsnap_mount_point_is_vmsnap(const char *path);
  * Returns: whether FUSE can be used by this user; if not, @error says what is missing.
  */
 gboolean vmsnap_mount_point_check_fuse(const char *mount_point, gboolean allow_other, GError **error);
+
+/**
+ * vmsnap_mount_point_detach:
+ * @path: canonical
+ * @mount_id: the kernel's number of a mount, or 0 for none
+ *
+ * Takes the mount away if it is still on @path; whoever has files open keeps them. Warns if it cannot.
+ */
+void vmsnap_mount_point_detach(const char *path, uint64_t mount_id);
+
+/** Takes away each vmsnap on top of @path, which is canonical, whose daemon is dead. Warns if it cannot. */
+void vmsnap_mount_point_clear_dead(const char *path);

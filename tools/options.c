@@ -23,6 +23,9 @@
 #define MAX_CONNECTIONS 16
 #define DEFAULT_READAHEAD_BYTES (UINT64_C(64) << 20)
 #define MAX_READAHEAD_BYTES (UINT64_C(1) << 40)
+#define DEFAULT_FREEZE_TIMEOUT_S 5
+#define MAX_FREEZE_TIMEOUT_S 300
+#define DEFAULT_SCRATCH_RESERVE_BYTES (UINT64_C(512) << 20)
 
 static gboolean usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
@@ -114,6 +117,43 @@ static gboolean parse_timeout(VmsnapOptions *options, const char *value, GError 
     return TRUE;
 }
 
+static gboolean parse_quiesce(VmsnapOptions *options, const char *value, GError **error) {
+    static const char *const modes[] = {
+        [VMSNAP_QUIESCE_NO] = "no",
+        [VMSNAP_QUIESCE_TRY] = "try",
+        [VMSNAP_QUIESCE_REQUIRE] = "require",
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(modes); i++) {
+        if (g_str_equal(value, modes[i])) {
+            options->quiesce = (VmsnapQuiesceMode)i;
+            return TRUE;
+        }
+    }
+    return usage_error(error, "failed to use option 'quiesce=%s': it is none of no, try and require", value);
+}
+
+static gboolean parse_freeze_timeout(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 seconds;
+    if (!g_ascii_string_to_unsigned(value, 10, 1, MAX_FREEZE_TIMEOUT_S, &seconds, NULL))
+        return usage_error(error, "failed to use option 'freeze_timeout=%s': it is no number of seconds from 1 to %d",
+                           value, MAX_FREEZE_TIMEOUT_S);
+    options->freeze_timeout_ms = (unsigned)seconds * 1000;
+    return TRUE;
+}
+
+static gboolean parse_scratch_reserve(VmsnapOptions *options, const char *value, GError **error) {
+    if (!vmsnap_size_parse(value, &options->scratch_reserve_bytes))
+        return usage_error(error, "failed to use option 'scratch_reserve=%s': it is no size such as 512M", value);
+    return TRUE;
+}
+
+static gboolean parse_scratch_max(VmsnapOptions *options, const char *value, GError **error) {
+    if (!vmsnap_size_parse(value, &options->scratch_max_bytes))
+        return usage_error(error, "failed to use option 'scratch_max=%s': it is no size such as 10G, or 0 for no limit",
+                           value);
+    return TRUE;
+}
+
 static gboolean parse_connections(VmsnapOptions *options, const char *value, GError **error) {
     guint64 connections;
     if (!g_ascii_string_to_unsigned(value, 10, 1, MAX_CONNECTIONS, &connections, NULL))
@@ -177,6 +217,10 @@ static const struct {
     {"gid", TRUE, parse_gid},
     {"mode", TRUE, parse_mode},
     {"timeout", TRUE, parse_timeout},
+    {"quiesce", TRUE, parse_quiesce},
+    {"freeze_timeout", TRUE, parse_freeze_timeout},
+    {"scratch_reserve", TRUE, parse_scratch_reserve},
+    {"scratch_max", TRUE, parse_scratch_max},
     {"connections", TRUE, parse_connections},
     {"readahead", TRUE, parse_readahead},
     {"speed", TRUE, parse_speed},
@@ -269,6 +313,12 @@ static char *source_from_operand(const char *operand) {
 
 static gboolean parse_operands(VmsnapOptions *options, char **operands, GError **error) {
     guint n_operands = operands ? g_strv_length(operands) : 0;
+    if (options->cleanup && n_operands <= 1) {
+        options->source = n_operands > 0 ? g_strdup(operands[0]) : NULL;
+        return TRUE;
+    }
+    if (options->cleanup)
+        return usage_error(error, "usage: mount.vmsnap --cleanup [DOMAIN]; see mount.vmsnap --help");
     if (n_operands != 2)
         return usage_error(error, "usage: mount.vmsnap SOURCE MOUNTPOINT [-o OPTION,...]; see mount.vmsnap --help");
     if (!operands[0][0])
@@ -278,21 +328,26 @@ static gboolean parse_operands(VmsnapOptions *options, char **operands, GError *
     return TRUE;
 }
 
-static const char help_text[] = "SOURCE is a libvirt domain: its name, UUID or id.\n"
-                                "\n"
-                                "Options of -o, beside those of mount(8):\n"
-                                "  connect=URI        libvirt's URI (default: libvirt's own)\n"
-                                "  disks=vda:vdb      only these disks (default: all that can be backed up)\n"
-                                "  exclude=vdc        all but these disks\n"
-                                "  scratch=DIR        where QEMU keeps overwritten data (default: /var/lib/vmsnap)\n"
-                                "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
-                                "  allow_other        let other users in, as far as the mode does\n"
-                                "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
-                                "  connections=N      NBD connections for each disk (default: 2)\n"
-                                "  readahead=SIZE     memory for reading ahead (default: 64M, 0 for none)\n"
-                                "  speed=BYTES/S      limit for reading disks, such as 50M (default: none)\n"
-                                "\n"
-                                "End it with umount MOUNTPOINT. See mount.vmsnap(8).\n";
+static const char help_text[] =
+    "SOURCE is a libvirt domain: its name, UUID or id.\n"
+    "\n"
+    "Options of -o, beside those of mount(8):\n"
+    "  connect=URI        libvirt's URI (default: libvirt's own)\n"
+    "  disks=vda:vdb      only these disks (default: all that can be backed up)\n"
+    "  exclude=vdc        all but these disks\n"
+    "  scratch=DIR        where QEMU keeps overwritten data (default: /var/lib/vmsnap)\n"
+    "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
+    "  allow_other        let other users in, as far as the mode does\n"
+    "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
+    "  quiesce=MODE       freeze the guest's filesystems: no (default), try or require\n"
+    "  freeze_timeout=S   for the guest agent, in seconds (default: 5)\n"
+    "  scratch_reserve=SIZE  what scratch leaves free; then the snapshot ends (default: 512M)\n"
+    "  scratch_max=SIZE   what scratch may use; then the snapshot ends (default: no limit)\n"
+    "  connections=N      NBD connections for each disk (default: 2)\n"
+    "  readahead=SIZE     memory for reading ahead (default: 64M, 0 for none)\n"
+    "  speed=BYTES/S      limit for reading disks, such as 50M (default: none)\n"
+    "\n"
+    "End it with umount MOUNTPOINT. See mount.vmsnap(8).\n";
 
 static VmsnapOptions *options_new(void) {
     VmsnapOptions *options = g_new0(VmsnapOptions, 1);
@@ -302,6 +357,8 @@ static VmsnapOptions *options_new(void) {
     options->timeout_ms = DEFAULT_TIMEOUT_S * 1000;
     options->connections = DEFAULT_CONNECTIONS;
     options->readahead_bytes = DEFAULT_READAHEAD_BYTES;
+    options->freeze_timeout_ms = DEFAULT_FREEZE_TIMEOUT_S * 1000;
+    options->scratch_reserve_bytes = DEFAULT_SCRATCH_RESERVE_BYTES;
     options->mount_options = g_string_new(NULL);
     return options;
 }
@@ -328,6 +385,8 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
     const GOptionEntry entries[] = {
         {"options", 'o', 0, G_OPTION_ARG_FILENAME_ARRAY, &option_strings, "Mount options", "OPTION,..."},
         {"foreground", 0, 0, G_OPTION_ARG_NONE, &options->foreground, "Stay attached and log to stderr", NULL},
+        {"cleanup", 0, 0, G_OPTION_ARG_NONE, &options->cleanup, "Clear what dead mounts have left, and mount nothing",
+         NULL},
         {"fake", 'f', 0, G_OPTION_ARG_NONE, &options->fake, "Check everything but mount nothing", NULL},
         {"sloppy", 's', 0, G_OPTION_ARG_NONE, &options->sloppy, "Tolerate unknown mount options", NULL},
         {"verbose", 'v', 0, G_OPTION_ARG_NONE, &options->verbose, "Say more", NULL},

@@ -2,6 +2,8 @@
 /* The command line and the option string of mount.vmsnap. */
 #pragma once
 
+#include "vmsnap/backend.h"
+
 #include <glib.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -15,6 +17,7 @@ typedef struct {
     gboolean verbose;
     gboolean foreground;
     gboolean show_version;
+    gboolean cleanup; /* then there is no mount point, and the source may be NULL */
 
     char *connect_uri;
     char **disks;      /* NULL for all */
@@ -29,6 +32,10 @@ typedef struct {
     unsigned connections;       /* per disk */
     uint64_t readahead_bytes;   /* 0 for no read-ahead */
     uint64_t speed_bytes_per_s; /* 0 for no limit */
+    VmsnapQuiesceMode quiesce;
+    unsigned freeze_timeout_ms;
+    uint64_t scratch_reserve_bytes;
+    uint64_t scratch_max_bytes; /* 0 for no limit */
     GString *mount_options;     /* for the kernel, comma-separated; may be empty */
 } VmsnapOptions;
 

@@ -4,8 +4,11 @@
 
 #include "vmsnap/error.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <syslog.h>
+#include <unistd.h>
 
 /* What libvirt, QEMU or a name has in it may be more than a line, or end in one. */
 static void line_write(const char *message) {
@@ -20,26 +23,59 @@ int vmsnap_report_error(const GError *error) {
     return error->code == VMSNAP_ERROR_USAGE ? VMSNAP_EXIT_USAGE : VMSNAP_EXIT_FAILED;
 }
 
+static GLogLevelFlags least_level = G_LOG_LEVEL_WARNING;
+static char *log_subject; /* owned, or NULL */
+
+/* GLib's levels are bits, and the more severe ones are smaller. */
+static gboolean is_wanted(GLogLevelFlags level) {
+    return (level & G_LOG_LEVEL_MASK) <= least_level;
+}
+
 static void stderr_write(const char *domain, GLogLevelFlags level, const char *message, gpointer user_data) {
     (void)domain;
-    (void)level;
     (void)user_data;
-    line_write(message);
+    if (is_wanted(level))
+        line_write(message);
+}
+
+static int syslog_priority(GLogLevelFlags level) {
+    if (level & (G_LOG_LEVEL_ERROR | G_LOG_LEVEL_CRITICAL))
+        return LOG_ERR;
+    if (level & G_LOG_LEVEL_WARNING)
+        return LOG_WARNING;
+    return level & G_LOG_LEVEL_MESSAGE ? LOG_NOTICE : LOG_INFO;
 }
 
 static void syslog_write(const char *domain, GLogLevelFlags level, const char *message, gpointer user_data) {
     (void)domain;
     (void)user_data;
-    gboolean severe = (level & (G_LOG_LEVEL_ERROR | G_LOG_LEVEL_CRITICAL)) != 0;
-    int unsevere = level & G_LOG_LEVEL_WARNING ? LOG_WARNING : LOG_INFO;
-    syslog(severe ? LOG_ERR : unsevere, "%s", message);
+    if (is_wanted(level) || (level & G_LOG_LEVEL_MASK) <= G_LOG_LEVEL_MESSAGE)
+        syslog(syslog_priority(level), "%s%s%s", log_subject ? log_subject : "", log_subject ? ": " : "", message);
 }
 
-void vmsnap_report_to_stderr(void) {
+void vmsnap_report_to_stderr(GLogLevelFlags level) {
+    least_level = level;
     (void)g_log_set_default_handler(stderr_write, NULL);
 }
 
-void vmsnap_report_to_syslog(void) {
+void vmsnap_report_set_subject(char *subject) {
+    g_free(log_subject);
+    log_subject = subject;
+}
+
+static void syslog_open(void) {
     openlog("vmsnap", LOG_PID, LOG_DAEMON);
     (void)g_log_set_default_handler(syslog_write, NULL);
+}
+
+void vmsnap_report_detach(void) {
+    syslog_open();
+    (void)setsid();
+    if (chdir("/") != 0)
+        g_warning("failed to change to '/': %s", g_strerror(errno));
+    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = STDIN_FILENO; null_fd >= 0 && fd <= STDERR_FILENO; fd++)
+        (void)dup2(null_fd, fd);
+    if (null_fd > STDERR_FILENO)
+        (void)close(null_fd);
 }

@@ -11,8 +11,25 @@
 /** Prints @error and returns the exit code that it stands for. */
 int vmsnap_report_error(const GError *error);
 
-/** Writes log messages to stderr from now on, each as one line. */
-void vmsnap_report_to_stderr(void);
+/**
+ * vmsnap_report_to_stderr:
+ * @level: the least that is written: what is below is for the log
+ *
+ * Writes log messages to stderr from now on, each as one line.
+ */
+void vmsnap_report_to_stderr(GLogLevelFlags level);
 
-/** Sends log messages to syslog from now on. */
-void vmsnap_report_to_syslog(void);
+/**
+ * vmsnap_report_set_subject:
+ * @subject: (transfer full): what messages in the log are about: the snapshot, its machine and mount point
+ *
+ * Must be called before there are threads that might log.
+ */
+void vmsnap_report_set_subject(char *subject);
+
+/**
+ * vmsnap_report_detach:
+ *
+ * Leaves the caller: its session, its directory and its streams. Log messages go to syslog from now on.
+ */
+void vmsnap_report_detach(void);

@@ -3,6 +3,7 @@
  * umount.fuse.vmsnap: what umount(8) calls for a vmsnap mount. The kernel is done with an unmount long before the
  * daemon has ended the backup job; this waits for it, and says so if the snapshot was lost while it was mounted.
  */
+#include "cleanup.h"
 #include "report.h"
 #include "vmsnap/error.h"
 #include "vmsnap/record.h"
@@ -18,6 +19,7 @@
 
 /* For what the daemon does beside waiting for libvirt. */
 #define GRACE_MS 5000
+#define POLL_US 10000
 
 typedef struct {
     gboolean lazy;
@@ -83,10 +85,10 @@ static gboolean unmount_as_user(const char *mount_point, const Arguments *argume
 static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
     if (!record->outcome)
         g_set_error(
-            error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
-            "failed to end the snapshot of '%s': its daemon died; see 'virsh domjobinfo %s', and do not trust the "
-            "last reads",
-            record->machine, record->machine);
+            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+            "failed to see the end of the snapshot of '%s': process %d is still at it after %d s; see whether libvirt "
+            "is well, and 'virsh domjobinfo %s'",
+            record->machine, (int)record->pid, (record->timeout_ms + GRACE_MS) / 1000, record->machine);
     else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
                     "failed to keep the snapshot of '%s': %s; do not trust what was copied from '%s'", record->machine,
@@ -100,38 +102,59 @@ static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
     return FALSE;
 }
 
-/*
- * Waits for the daemon to exit. The signal is for one that still serves: a container may have a copy of the mount,
- * which nobody sees here, and would keep the job as long as it lives.
- */
-static gboolean daemon_wait(int pid_fd, const VmsnapRecord *record, GError **error) {
-    gint64 deadline_us = g_get_monotonic_time() + (gint64)(record->timeout_ms + GRACE_MS) * 1000;
-    (void)pidfd_send_signal(pid_fd, SIGTERM, NULL, 0);
+static gboolean process_is_gone(int pid_fd) {
     struct pollfd waiting = {.fd = pid_fd, .events = POLLIN};
-    int n_ready = 0;
-    for (gint64 left_us; n_ready == 0 && (left_us = deadline_us - g_get_monotonic_time()) > 0;)
-        n_ready = poll(&waiting, 1, (int)(left_us / 1000) + 1);
-    if (n_ready > 0)
-        return TRUE;
-    g_set_error(
-        error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-        "failed to see the end of the snapshot of '%s': process %d is still at it after %d s; see whether libvirt "
-        "is well, and 'virsh domjobinfo %s'",
-        record->machine, (int)record->pid, (record->timeout_ms + GRACE_MS) / 1000, record->machine);
-    return FALSE;
+    return pid_fd < 0 || poll(&waiting, 1, 0) > 0;
 }
 
+/* Guardian and daemon let go of the record when all is clear; or the daemon ends, and says what it left to others. */
+static void end_wait(int record_fd, int pid_fd, const VmsnapRecord *record) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)(record->timeout_ms + GRACE_MS) * 1000;
+    gboolean over = FALSE;
+    while (!over && g_get_monotonic_time() < deadline_us) {
+        gboolean gone = process_is_gone(pid_fd);
+        gboolean held = vmsnap_record_is_held(record_fd);
+        g_autoptr(VmsnapRecord) now = vmsnap_record_read(record_fd, NULL);
+        gboolean left = now && now->outcome && (now->job || now->frozen);
+        over = gone && (!held || left);
+        if (!over)
+            g_usleep(POLL_US);
+    }
+}
+
+/* Where daemon and guardian were killed, or lacked the right, this process does what they could not. */
+static void left_clear(const VmsnapRecord *record) {
+    g_autoptr(GError) error = NULL;
+    if (!vmsnap_cleanup_dead(NULL, record->mount_point, &error))
+        g_warning("%s", error->message);
+}
+
+/*
+ * The signal is for a daemon that still serves: a container may have a copy of the mount, which nobody sees here, and
+ * would keep the job as long as it lives.
+ */
 static gboolean unmount_and_wait(const char *mount_point, const Arguments *arguments, const VmsnapRecord *record,
                                  int record_fd, int pid_fd, GError **error) {
     gboolean unmounted = geteuid() == 0 ? unmount_as_root(mount_point, arguments, error)
                                         : unmount_as_user(mount_point, arguments, error);
-    /* A lazy unmount ends when the last reader is gone, which nobody wants to wait for. */
-    if (!unmounted || !record || arguments->lazy)
+    if (!unmounted || !record)
         return unmounted;
-    if (pid_fd >= 0 && !daemon_wait(pid_fd, record, error))
-        return FALSE;
-    g_autoptr(VmsnapRecord) ended = vmsnap_record_wait(record_fd, error);
+    if (pid_fd >= 0) {
+        /* A lazy unmount ends when the last reader is gone, which nobody wants to wait for. */
+        if (arguments->lazy)
+            return TRUE;
+        (void)pidfd_send_signal(pid_fd, SIGTERM, NULL, 0);
+        end_wait(record_fd, pid_fd, record);
+    }
+    if (!vmsnap_record_is_held(record_fd) && vmsnap_record_exists(record_fd))
+        left_clear(record);
+    g_autoptr(VmsnapRecord) ended = vmsnap_record_read(record_fd, error);
     return ended && outcome_check(ended, error);
+}
+
+/* Once there is an outcome, the number of the daemon's process may be another's. */
+static int daemon_open(const VmsnapRecord *record, int record_fd) {
+    return !record->outcome && vmsnap_record_is_held(record_fd) ? pidfd_open(record->pid, 0) : -1;
 }
 
 static gboolean run(const Arguments *arguments, GError **error) {
@@ -145,7 +168,7 @@ static gboolean run(const Arguments *arguments, GError **error) {
     }
     int record_fd = -1;
     g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point(mount_point, &record_fd);
-    int pid_fd = record ? pidfd_open(record->pid, 0) : -1;
+    int pid_fd = record ? daemon_open(record, record_fd) : -1;
     gboolean ended = unmount_and_wait(mount_point, arguments, record, record_fd, pid_fd, error);
     if (pid_fd >= 0)
         (void)close(pid_fd);
@@ -156,7 +179,7 @@ static gboolean run(const Arguments *arguments, GError **error) {
 
 int main(int argc, char **argv) {
     g_set_prgname("umount.fuse.vmsnap");
-    vmsnap_report_to_stderr();
+    vmsnap_report_to_stderr(G_LOG_LEVEL_WARNING);
     g_autoptr(GError) error = NULL;
     Arguments arguments = {0};
     gboolean ended = arguments_parse(argc, argv, &arguments, &error) && run(&arguments, &error);

@@ -14,10 +14,13 @@
  * - A lost snapshot is sticky: after vmsnap_snapshot_break() every read of every disk fails with -EIO, and
  *   vmsnap_snapshot_end() fails.
  * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too.
- * - vmsnap_snapshot_end() leaves the machine as it was: no job, no scratch, no socket. It is called once, and when it
- *   returns every callback has been called.
+ * - vmsnap_snapshot_end() leaves the machine as it was: no job, and nothing frozen. It is called once, and when it
+ *   returns every callback has been called. What is left on this host, scratch and socket, is named by the record, and
+ *   vmsnap_snapshot_recover() removes it, as it does after a process that could not end its snapshot.
  */
 #pragma once
+
+#include "vmsnap/record.h"
 
 #include <glib.h>
 #include <stdint.h>
@@ -56,8 +59,17 @@ typedef struct {
     char *version;
 } VmsnapVersion;
 
+/** Whether the guest's filesystems are frozen for the moment of the instant. */
+typedef enum {
+    VMSNAP_QUIESCE_NO,
+    VMSNAP_QUIESCE_TRY,     /* if that fails, the snapshot is begun nevertheless, and says so */
+    VMSNAP_QUIESCE_REQUIRE, /* if that fails, nothing is begun */
+} VmsnapQuiesceMode;
+
 /** What the user asked for. All strings belong to the caller and must outlive the call. */
 typedef struct {
+    const char *uuid;           /* of the snapshot to begin */
+    int record_fd;              /* from vmsnap_record_open() for that uuid; stays the caller's, and open to the end */
     const char *source;         /* as typed */
     const char *connect_uri;    /* libvirt URI, or NULL for libvirt's default */
     const char *const *disks;   /* only these, or NULL for every disk that can be backed up */
@@ -66,6 +78,10 @@ typedef struct {
     const char *mount_point;    /* absolute; only told to others, never opened by a backend */
     unsigned connections;       /* connections per disk where the server allows several, at least 1 */
     unsigned timeout_ms;        /* for the job to end, and for each single step that can be bounded */
+    VmsnapQuiesceMode quiesce;
+    unsigned freeze_timeout_ms;     /* for the guest to freeze, and then to be frozen */
+    uint64_t scratch_reserve_bytes; /* what scratch must leave free in its filesystem */
+    uint64_t scratch_max_bytes;     /* what all scratch files may use together, or 0 for no limit */
 } VmsnapBeginOptions;
 
 /** One disk of a snapshot. Every field is immutable from begin to free. */
@@ -73,7 +89,6 @@ struct VmsnapDisk {
     VmsnapSnapshot *snapshot; /* the owner */
     char *name;               /* target name, "vda" */
     char *source;             /* where the machine keeps it, for people; may be NULL */
-    char *scratch_path;       /* file that holds overwritten data, or NULL */
     uint64_t size_bytes;
 };
 
@@ -84,6 +99,8 @@ struct VmsnapSnapshot {
     char *machine;       /* name of the machine */
     char *machine_uuid;  /* stays the same from one snapshot of a machine to the next */
     int64_t instant_ns;  /* CLOCK_REALTIME just before the instant */
+    gboolean quiesced;   /* the guest's filesystems were frozen at the instant */
+    char *quiesce_error; /* why they were not, although that was asked for; or NULL */
     GPtrArray *disks;    /* of VmsnapDisk, owned; in the machine's order */
     GPtrArray *files;    /* of VmsnapConfigFile, owned */
     GPtrArray *left_out; /* of VmsnapLeftOut, owned */
@@ -116,40 +133,65 @@ typedef void (*VmsnapExtentsFunc)(int error, const VmsnapExtent *extents, size_t
  * VmsnapBackend: what a kind of source implements. Callers use the checked functions below, never this table.
  * @handles: whether @source is of this kind
  * @begin: see vmsnap_snapshot_begin()
+ * @start: see vmsnap_snapshot_start(); may be NULL
  * @end: see vmsnap_snapshot_end()
+ * @recover: ends in the machine what @record describes, a job or a freeze, and notes in @record what is over; blocks,
+ *   within the record's timeout. Returns: FALSE with @error set if something may be left
  * @free: frees what the backend added to the snapshot, and calls vmsnap_snapshot_clear()
  * @read: see vmsnap_disk_read()
  * @extents: see vmsnap_disk_extents()
+ * @scratch: see vmsnap_disk_get_scratch(); may be NULL
  */
 struct VmsnapBackend {
     const char *name;
     gboolean (*handles)(const char *source);
     VmsnapSnapshot *(*begin)(const VmsnapBeginOptions *options, GError **error);
+    void (*start)(VmsnapSnapshot *snapshot);
     gboolean (*end)(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
+    gboolean (*recover)(VmsnapRecord *record, GError **error);
     void (*free)(VmsnapSnapshot *snapshot);
     void (*read)(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                  gpointer user_data);
     void (*extents)(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done, gpointer user_data);
+    gboolean (*scratch)(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes);
 };
 
 /**
  * vmsnap_snapshot_begin:
  * @options: what to begin; not kept
  *
- * Begins the snapshot of a running machine and makes its disks readable. Blocks. After an error nothing is left
- * behind. Returns: (transfer full): the snapshot, or NULL with @error set.
+ * Begins the snapshot of a running machine and opens its disks. Blocks. After an error the machine is as it was, unless
+ * the record says otherwise. Returns: (transfer full): the snapshot, or NULL with @error set.
  */
 VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError **error);
+
+/**
+ * vmsnap_snapshot_start:
+ *
+ * Starts the threads that answer reads and watch over the snapshot. They have the rights of the thread that calls.
+ */
+void vmsnap_snapshot_start(VmsnapSnapshot *snapshot);
 
 /**
  * vmsnap_snapshot_end:
  * @aborted: whether somebody stopped it before the reader was done
  *
- * Ends the snapshot and removes all that begin made. Reads in flight and later ones fail with -EIO; when this returns
- * their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, or if something
- * could not be removed: the message then names it.
+ * Ends the snapshot and notes its outcome in the record. Reads in flight and later ones fail with -EIO; when this
+ * returns their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, or if the
+ * machine could not be left as it was: the message then says what remains.
  */
 gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
+
+/**
+ * vmsnap_snapshot_recover:
+ * @fd: holds the record
+ * @record: is changed as things are cleared
+ *
+ * Clears what a snapshot has left that nobody serves any more: first in the machine, if it was not ended, then the
+ * directories on this host, then the record itself. Blocks. Returns: FALSE with @error set if something is left: then
+ * the record stays and tells what. It may be tried again.
+ */
+gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error);
 
 /** Frees a snapshot that has ended; NULL-safe. */
 void vmsnap_snapshot_free(VmsnapSnapshot *snapshot);
@@ -188,6 +230,15 @@ void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t of
  */
 void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
                          gpointer user_data);
+
+/**
+ * vmsnap_disk_get_scratch:
+ * @ret_used_bytes: by old data of this disk
+ * @ret_left_bytes: free where they are kept
+ *
+ * Waits for that filesystem. Any thread. Returns: FALSE if the disk has no scratch, or none any more.
+ */
+gboolean vmsnap_disk_get_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes);
 
 /* For backends: the parts that all snapshots share. */
 

@@ -3,8 +3,9 @@
  * The owner record: a file that says of one snapshot who holds it and what was made for it. It stands beside, not in,
  * the directory of QEMU's user, is written before anything is begun, and goes last.
  *
- * The holder keeps the file locked (flock) for as long as it lives, so whether a record is alive is asked of the kernel
- * and never guessed from a process id. Whoever opened a record before the end reads the outcome from it afterwards,
+ * Its holders, the daemon and its guardian, share one lock on the file (flock), so whether a record is alive is asked
+ * of the kernel and never guessed from a process id. A record that nobody holds is dead: what it describes may be
+ * cleared by whoever takes the lock. Whoever opened a record before the end reads the outcome from it afterwards,
  * although its name is gone by then.
  */
 #pragma once
@@ -14,7 +15,8 @@
 
 /** What a record says. Owned strings; NULL where unknown. */
 typedef struct {
-    char *uuid; /* of the snapshot */
+    char *uuid;    /* of the snapshot */
+    char *backend; /* name of the backend that knows how to end it */
     char *machine;
     char *machine_uuid;
     char *connect_uri; /* libvirt's URI for the machine */
@@ -22,9 +24,11 @@ typedef struct {
     char *socket;      /* the job's NBD socket */
     char *runtime_dir; /* private directory of the socket */
     char *scratch_dir; /* private directory of the scratch files */
-    pid_t pid;         /* for people, and to wait for */
+    pid_t pid;         /* the daemon; for people, and to wait for */
     int timeout_ms;    /* for libvirt to end the job */
-    char *outcome;     /* NULL while alive */
+    gboolean job;      /* it may run: TRUE from just before begin until it is known to be gone */
+    gboolean frozen;   /* filesystems in the guest may be frozen by us */
+    char *outcome;     /* NULL until the end */
     char *reason;      /* of an outcome that is not well */
 } VmsnapRecord;
 
@@ -38,25 +42,35 @@ void vmsnap_record_free(VmsnapRecord *record);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapRecord, vmsnap_record_free)
 
 /**
- * vmsnap_record_write:
- * @record: with at least its uuid
+ * vmsnap_record_open:
+ * @uuid: of a snapshot that is to begin
  *
- * Makes the record's file and locks it. Fails if there is a living record of the same machine: of those who begin at
- * the same time, one comes further, and the others need not wait for libvirt to refuse them.
- * Returns: its descriptor, which holds the lock and belongs to the caller; or -1.
+ * Makes the file of a record and locks it. It has no content, and nobody finds it before vmsnap_record_publish().
+ * Returns: its descriptor, which holds the lock, as do copies of it in other processes; or -1 with @error set.
  */
-int vmsnap_record_write(const VmsnapRecord *record, GError **error);
+int vmsnap_record_open(const char *uuid, GError **error);
 
 /**
- * vmsnap_record_end:
- * @fd: from vmsnap_record_write(), is consumed
- * @record: with its outcome
- * @keep: whether something is left that the record must go on to describe
+ * vmsnap_record_publish:
+ * @fd: from vmsnap_record_open()
+ * @record: with at least its uuid, the same
  *
- * Notes the outcome for those who have the file open, removes its name unless @keep, and lets go of the lock, in this
- * order.
+ * Writes the record where others find it. Fails if there is a living record of the same machine: of those who begin at
+ * the same time, one comes further, and the others need not wait for libvirt to refuse them.
  */
-void vmsnap_record_end(int fd, const VmsnapRecord *record, gboolean keep);
+gboolean vmsnap_record_publish(int fd, const VmsnapRecord *record, GError **error);
+
+/** Writes what has changed. Warns if it cannot. */
+void vmsnap_record_update(int fd, const VmsnapRecord *record);
+
+/** Returns: (transfer full): what a record's file says, or NULL with @error set. */
+VmsnapRecord *vmsnap_record_read(int fd, GError **error);
+
+/** Takes away the file of a record, published or not. The descriptor stays, and the lock with it. */
+void vmsnap_record_remove(const char *uuid);
+
+/** Returns: whether the file of a record is still there. */
+gboolean vmsnap_record_exists(int fd);
 
 /** Returns: FALSE with @error set if there is a living record of the machine, which is named @machine to people. */
 gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error);
@@ -65,7 +79,7 @@ gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_
  * vmsnap_record_find_by_mount_point:
  * @ret_fd: a descriptor of the record, belongs to the caller; -1 if there is none
  *
- * Returns: (transfer full): the living record of a mount point, or NULL.
+ * Returns: (transfer full): the record of a mount point, a living one rather than a dead one, or NULL.
  */
 VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd);
 
@@ -77,11 +91,24 @@ VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *re
  */
 VmsnapRecord *vmsnap_record_find_by_socket(const char *socket, gboolean *ret_alive);
 
+/** Returns: whether somebody holds the record of @fd, a descriptor that does not hold it itself. */
+gboolean vmsnap_record_is_held(int fd);
+
 /**
- * vmsnap_record_wait:
- * @fd: from vmsnap_record_find_by_mount_point(); stays the caller's
+ * VmsnapRecordFunc:
+ * @fd: holds the record's lock for the time of the call
  *
- * Waits until the holder has ended. Returns: (transfer full): the record with its outcome, which is NULL if the holder
- * died before it could note one; or NULL with @error set.
+ * Returns: FALSE with @error set if it failed; the others are visited nevertheless.
  */
-VmsnapRecord *vmsnap_record_wait(int fd, GError **error);
+typedef gboolean (*VmsnapRecordFunc)(int fd, VmsnapRecord *record, gpointer user_data, GError **error);
+
+/**
+ * vmsnap_record_visit_dead:
+ * @machine: only records of this machine, by name or UUID; or NULL for all
+ * @mount_point: and records of this mount point, too; or NULL
+ *
+ * Takes each record that nobody holds, calls @visit, and lets go of it. Returns: FALSE with the first error set if
+ * one failed.
+ */
+gboolean vmsnap_record_visit_dead(const char *machine, const char *mount_point, VmsnapRecordFunc visit,
+                                  gpointer user_data, GError **error);

@@ -13,6 +13,8 @@ typedef struct {
     VmsnapDisk base;
     GArray *extents; /* of VmsnapExtent, owned */
     uint64_t seed;
+    uint64_t scratch_used_bytes; /* both 0 where it has none */
+    uint64_t scratch_left_bytes;
 } MemoryDisk;
 
 typedef struct {
@@ -199,12 +201,26 @@ static void memory_free(VmsnapSnapshot *base) {
     g_free(snapshot);
 }
 
+static gboolean memory_scratch(VmsnapDisk *base, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
+    const MemoryDisk *disk = (const MemoryDisk *)base;
+    *ret_used_bytes = disk->scratch_used_bytes;
+    *ret_left_bytes = disk->scratch_left_bytes;
+    return disk->scratch_left_bytes > 0;
+}
+
+void memory_disk_set_scratch(VmsnapDisk *base, uint64_t used_bytes, uint64_t left_bytes) {
+    MemoryDisk *disk = (MemoryDisk *)base;
+    disk->scratch_used_bytes = used_bytes;
+    disk->scratch_left_bytes = left_bytes;
+}
+
 static const VmsnapBackend memory_backend = {
     .name = "memory",
     .end = memory_end,
     .free = memory_free,
     .read = memory_read,
     .extents = memory_extents,
+    .scratch = memory_scratch,
 };
 
 VmsnapSnapshot *memory_snapshot_new(const MemoryFaults *faults) {

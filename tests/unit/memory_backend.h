@@ -45,6 +45,9 @@ void memory_snapshot_wait_idle(VmsnapSnapshot *snapshot);
 /** Ends the snapshot, whose views are freed afterwards by the caller, and checks that every callback was called. */
 void memory_snapshot_end(VmsnapSnapshot *snapshot);
 
+/** What the disk tells of its scratch from now on. Before, it has none. */
+void memory_disk_set_scratch(VmsnapDisk *disk, uint64_t used_bytes, uint64_t left_bytes);
+
 /** Returns: (transfer none): what the disk was made of. */
 const GArray *memory_disk_get_extents(const VmsnapDisk *disk);
 

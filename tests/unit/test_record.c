@@ -45,9 +45,25 @@ static VmsnapRecord *record_of(const char *uuid, const char *mount_point) {
     return record;
 }
 
+static int record_try_write(const VmsnapRecord *record, GError **error) {
+    int fd = vmsnap_record_open(record->uuid, error);
+    if (fd < 0 || vmsnap_record_publish(fd, record, error))
+        return fd;
+    vmsnap_record_remove(record->uuid);
+    (void)close(fd);
+    return -1;
+}
+
+static void record_end(int fd, const VmsnapRecord *record, gboolean keep) {
+    vmsnap_record_update(fd, record);
+    if (!keep)
+        vmsnap_record_remove(record->uuid);
+    (void)close(fd);
+}
+
 static int record_write(const VmsnapRecord *record) {
     g_autoptr(GError) error = NULL;
-    int fd = vmsnap_record_write(record, &error);
+    int fd = record_try_write(record, &error);
     g_assert_no_error(error);
     g_assert_cmpint(fd, >=, 0);
     return fd;
@@ -57,9 +73,10 @@ static gboolean is_found(const char *mount_point) {
     int fd = -1;
     g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point(mount_point, &fd);
     g_assert_cmpint(record != NULL, ==, fd >= 0);
+    gboolean alive = fd >= 0 && vmsnap_record_is_held(fd);
     if (fd >= 0)
         (void)close(fd);
-    return record != NULL;
+    return alive;
 }
 
 static guint count_files(void) {
@@ -77,7 +94,7 @@ static void leave_a_dead_record(const char *uuid, const char *mount_point) {
     if (pid == 0) {
         VmsnapRecord *record = record_of(uuid, mount_point);
         record->machine_uuid = g_strdup(MACHINE);
-        _exit(vmsnap_record_write(record, NULL) >= 0 ? 0 : 1);
+        _exit(record_try_write(record, NULL) >= 0 ? 0 : 1);
     }
     int status;
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
@@ -127,7 +144,7 @@ static void test_what_is_written_is_found(void) {
     check_equal(by_mount, record);
     check_equal(by_socket, record);
     (void)close(found_fd);
-    vmsnap_record_end(fd, record, FALSE);
+    record_end(fd, record, FALSE);
     remove_records();
 }
 
@@ -142,7 +159,7 @@ static void test_nothing_else_is_found(void) {
     g_assert_false(is_found("/mnt/a/"));
     g_assert_false(is_found(""));
     g_assert_null(find_by_socket("/run/nbd.sock"));
-    vmsnap_record_end(held_fd, record, FALSE);
+    record_end(held_fd, record, FALSE);
     remove_records();
 }
 
@@ -152,10 +169,10 @@ static void test_each_of_several_is_found(void) {
     g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt/b", &found_fd);
     g_assert_cmpstr(found->uuid, ==, UUID_B);
     (void)close(found_fd);
-    vmsnap_record_end(fd_b, b, FALSE);
+    record_end(fd_b, b, FALSE);
     g_assert_true(is_found("/mnt/a"));
     g_assert_false(is_found("/mnt/b"));
-    vmsnap_record_end(fd_a, a, FALSE);
+    record_end(fd_a, a, FALSE);
     remove_records();
 }
 
@@ -174,14 +191,14 @@ static void test_records_are_for_their_owner_alone(void) {
         g_assert_cmpuint(status.st_mode & 07777, ==, 0600);
         g_assert_cmpuint(count_files(), ==, 1);
         g_assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
-        vmsnap_record_end(fd, record, FALSE);
+        record_end(fd, record, FALSE);
         remove_records();
     }
 }
 
 static void test_an_ended_record_is_gone(void) {
     g_autoptr(VmsnapRecord) record = record_of(UUID_A, "/mnt");
-    vmsnap_record_end(record_write(record), record, FALSE);
+    record_end(record_write(record), record, FALSE);
     g_assert_false(is_found("/mnt"));
     g_assert_null(find_by_socket(record->socket));
     g_assert_cmpuint(count_files(), ==, 0);
@@ -193,7 +210,7 @@ static void test_a_record_that_is_kept_tells_its_outcome(void) {
     int fd = record_write(record);
     record->outcome = g_strdup("broken");
     record->reason = g_strdup("the job could not be ended");
-    vmsnap_record_end(fd, record, TRUE);
+    record_end(fd, record, TRUE);
     g_assert_false(is_found("/mnt"));
     g_autoptr(VmsnapRecord) found = find_by_socket(record->socket);
     g_assert_nonnull(found);
@@ -209,7 +226,9 @@ typedef struct {
 static gpointer wait_for_end(gpointer data) {
     Waiter *waiter = data;
     g_autoptr(GError) error = NULL;
-    VmsnapRecord *record = vmsnap_record_wait(waiter->fd, &error);
+    while (vmsnap_record_is_held(waiter->fd))
+        g_usleep(1000);
+    VmsnapRecord *record = vmsnap_record_read(waiter->fd, &error);
     g_assert_no_error(error);
     g_atomic_int_set(&waiter->waiting, FALSE);
     return record;
@@ -227,7 +246,7 @@ static void test_who_waits_learns_the_outcome(void) {
         g_assert_true(g_atomic_int_get(&waiter.waiting));
         record->outcome = g_strdup(outcomes[i]);
         record->reason = i == 2 ? g_strdup("the guest was stopped") : NULL;
-        vmsnap_record_end(fd, record, FALSE);
+        record_end(fd, record, FALSE);
         g_autoptr(VmsnapRecord) seen = g_thread_join(thread);
         check_equal(seen, record);
         (void)close(waiter.fd);
@@ -246,7 +265,7 @@ static void test_several_may_wait(void) {
         threads[i] = g_thread_new("waiter", wait_for_end, &waiters[i]);
     }
     record->outcome = g_strdup("complete");
-    vmsnap_record_end(fd, record, FALSE);
+    record_end(fd, record, FALSE);
     for (size_t i = 0; i < G_N_ELEMENTS(waiters); i++) {
         g_autoptr(VmsnapRecord) seen = g_thread_join(threads[i]);
         g_assert_cmpstr(seen->outcome, ==, "complete");
@@ -262,7 +281,7 @@ static void test_a_holder_that_dies_has_no_outcome(void) {
     pid_t pid = fork();
     if (pid == 0) {
         VmsnapRecord *record = record_of(UUID_A, "/mnt");
-        if (vmsnap_record_write(record, NULL) >= 0 && write(ready[1], "x", 1) == 1)
+        if (record_try_write(record, NULL) >= 0 && write(ready[1], "x", 1) == 1)
             pause();
         _exit(1);
     }
@@ -302,7 +321,7 @@ static void test_the_living_one_is_found_beside_dead_ones(void) {
     g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt", &found_fd);
     g_assert_cmpstr(found->uuid, ==, UUID_A);
     (void)close(found_fd);
-    vmsnap_record_end(fd, record, FALSE);
+    record_end(fd, record, FALSE);
     remove_records();
 }
 
@@ -312,13 +331,13 @@ static void test_a_machine_has_one_living_record(void) {
     second->machine = g_strdup("vm1");
     second->machine_uuid = g_strdup(MACHINE);
     int fd = record_write(first);
-    g_assert_cmpint(vmsnap_record_write(second, &error), ==, -1);
+    g_assert_cmpint(record_try_write(second, &error), ==, -1);
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     g_assert_nonnull(strstr(error->message, "'vm1'"));
     g_assert_nonnull(strstr(error->message, first->mount_point));
     g_assert_cmpuint(count_files(), ==, 1);
-    vmsnap_record_end(fd, first, FALSE);
-    vmsnap_record_end(record_write(second), second, FALSE);
+    record_end(fd, first, FALSE);
+    record_end(record_write(second), second, FALSE);
     remove_records();
 }
 
@@ -326,7 +345,7 @@ static void test_a_dead_record_keeps_no_machine_busy(void) {
     leave_a_dead_record(UUID_A, "/mnt/a");
     g_autoptr(VmsnapRecord) record = record_of(UUID_B, "/mnt/b");
     record->machine_uuid = g_strdup(MACHINE);
-    vmsnap_record_end(record_write(record), record, FALSE);
+    record_end(record_write(record), record, FALSE);
     remove_records();
 }
 
@@ -344,7 +363,7 @@ static gpointer try_to_write(gpointer data) {
     record->machine_uuid = g_strdup(MACHINE);
     record->machine = g_strdup("vm1");
     (void)pthread_barrier_wait(&race->start);
-    int fd = vmsnap_record_write(record, NULL);
+    int fd = record_try_write(record, NULL);
     if (fd >= 0)
         g_atomic_int_inc(&race->n_winners);
     return GINT_TO_POINTER(fd);
@@ -421,7 +440,7 @@ static void test_what_is_no_record_is_passed_over(void) {
     g_assert_false(is_found("/huge"));
     g_assert_false(is_found("/elsewhere"));
     g_assert_null(find_by_socket("/elsewhere"));
-    vmsnap_record_end(fd, record, FALSE);
+    record_end(fd, record, FALSE);
     g_assert_false(is_found("/mnt"));
     remove_records();
 }
@@ -432,7 +451,7 @@ static void test_other_files_are_passed_over(void) {
     g_autofree char *real = path_of(UUID_A ".json"), *elsewhere = g_build_filename(runtime_dir, "elsewhere", NULL);
     g_autofree char *link = path_of("link.json"), *directory = path_of("directory.json"), *fifo = path_of("fifo.json");
     g_autofree char *locked_away = path_of("locked.json");
-    vmsnap_record_end(fd, record, TRUE);
+    record_end(fd, record, TRUE);
     g_assert_cmpint(rename(real, elsewhere), ==, 0);
     g_assert_cmpint(symlink(elsewhere, link), ==, 0);
     g_assert_cmpint(mkdir(directory, 0700), ==, 0);
@@ -451,7 +470,7 @@ static void test_a_record_that_cannot_be_written_is_an_error(void) {
     g_autofree char *directory = path_of("");
     g_autoptr(GError) error = NULL;
     g_assert_cmpint(mkdir(directory, 0500), ==, 0);
-    g_assert_cmpint(vmsnap_record_write(record, &error), ==, -1);
+    g_assert_cmpint(record_try_write(record, &error), ==, -1);
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     g_assert_nonnull(strstr(error->message, UUID_A));
     g_assert_cmpuint(count_files(), ==, 0);
@@ -465,7 +484,7 @@ static void test_a_mount_point_may_be_any_bytes(void) {
     g_assert_true(is_found("/mnt/\xfc\xff x"));
     g_assert_false(is_found("/mnt/%FC%FF x"));
     g_assert_false(is_found("/mnt/\xfc\xfe x"));
-    vmsnap_record_end(fd, record, FALSE);
+    record_end(fd, record, FALSE);
     remove_records();
 }
 

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * libvirt's calls to the guest agent cannot be cancelled, and an agent may answer late or never. So a thread makes
+ * them: it freezes, waits until it is told to thaw or until time is up, and thaws, again and again until that works.
+ * Nobody waits for it without a limit. If it never comes back, it keeps itself alive, and the owner record says that
+ * the guest may be frozen.
+ */
+#include "libvirt_quiesce.h"
+
+#include "libvirt_domain.h"
+#include "vmsnap/error.h"
+
+#define THAW_RETRY_US 500000
+
+typedef enum {
+    FREEZING,
+    FROZEN,
+    THAWED,   /* as asked */
+    EXPIRED,  /* thawed, since time was up */
+    NOT_DONE, /* never frozen */
+} State;
+
+struct VmsnapQuiesce {
+    virDomainPtr domain; /* owned */
+    unsigned timeout_ms;
+
+    GMutex lock;
+    GCond changed;
+    int references;   /* these are guarded by lock: of the owner, and of the thread */
+    State state;
+    gboolean release; /* the owner wants it thawed */
+    GError *error;    /* owned; of the freeze, or of the last try to thaw */
+};
+
+static gint64 deadline_in(unsigned timeout_ms) {
+    return g_get_monotonic_time() + (gint64)timeout_ms * 1000;
+}
+
+/* Called with the lock, which it gives back. */
+static void quiesce_unref(VmsnapQuiesce *quiesce) {
+    gboolean last = --quiesce->references == 0;
+    g_mutex_unlock(&quiesce->lock);
+    if (!last)
+        return;
+    (void)virDomainFree(quiesce->domain);
+    g_clear_error(&quiesce->error);
+    g_cond_clear(&quiesce->changed);
+    g_mutex_clear(&quiesce->lock);
+    g_free(quiesce);
+}
+
+static void quiesce_set_state(VmsnapQuiesce *quiesce, State state) {
+    quiesce->state = state;
+    g_cond_broadcast(&quiesce->changed);
+}
+
+/* The next try uses a connection of its own if the old one is dead. */
+static gboolean thaw_once(VmsnapQuiesce *quiesce, GError **error) {
+    virConnectPtr connection = virDomainGetConnect(quiesce->domain);
+    g_autofree char *uri = virConnectGetURI(connection);
+    char uuid[VIR_UUID_STRING_BUFLEN] = "";
+    (void)virDomainGetUUIDString(quiesce->domain, uuid);
+    g_autoptr(GError) find_error = NULL;
+    g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(connection, uri, uuid, &find_error);
+    if (domain)
+        return vmsnap_libvirt_thaw(domain, error);
+    if (!find_error)
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&find_error));
+    return FALSE;
+}
+
+static void thaw_until_done(VmsnapQuiesce *quiesce) {
+    for (;;) {
+        g_autoptr(GError) error = NULL;
+        if (thaw_once(quiesce, &error))
+            return;
+        g_mutex_lock(&quiesce->lock);
+        g_clear_error(&quiesce->error);
+        quiesce->error = g_steal_pointer(&error);
+        g_mutex_unlock(&quiesce->lock);
+        g_usleep(THAW_RETRY_US);
+    }
+}
+
+/* Returns: whether the owner released it, and not time. */
+static gboolean wait_for_release(VmsnapQuiesce *quiesce) {
+    gint64 deadline_us = deadline_in(quiesce->timeout_ms);
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
+    quiesce_set_state(quiesce, FROZEN);
+    while (!quiesce->release)
+        if (!g_cond_wait_until(&quiesce->changed, &quiesce->lock, deadline_us))
+            return quiesce->release;
+    return TRUE;
+}
+
+static gpointer quiesce_run(gpointer data) {
+    VmsnapQuiesce *quiesce = data;
+    g_autoptr(GError) error = NULL;
+    State end = NOT_DONE;
+    if (vmsnap_libvirt_freeze(quiesce->domain, &error)) {
+        end = wait_for_release(quiesce) ? THAWED : EXPIRED;
+        thaw_until_done(quiesce);
+    } else if (virConnectIsAlive(virDomainGetConnect(quiesce->domain)) <= 0) {
+        /* libvirtd has gone away meanwhile, and the agent may have frozen. */
+        thaw_until_done(quiesce);
+    }
+    g_mutex_lock(&quiesce->lock);
+    if (error) {
+        g_clear_error(&quiesce->error);
+        quiesce->error = g_steal_pointer(&error);
+    }
+    quiesce_set_state(quiesce, end);
+    quiesce_unref(quiesce);
+    return NULL;
+}
+
+/* Called with the lock. Returns: whether the state is another than @state. */
+static gboolean wait_while(VmsnapQuiesce *quiesce, State state, unsigned timeout_ms) {
+    gint64 deadline_us = deadline_in(timeout_ms);
+    while (quiesce->state == state)
+        if (!g_cond_wait_until(&quiesce->changed, &quiesce->lock, deadline_us))
+            return quiesce->state != state;
+    return TRUE;
+}
+
+static void set_late_error(const VmsnapQuiesce *quiesce, const char *verb, GError **error) {
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to %s the filesystems of domain '%s': the guest agent did not do it within %u s", verb,
+                virDomainGetName(quiesce->domain), quiesce->timeout_ms / 1000);
+}
+
+VmsnapQuiesce *vmsnap_quiesce_freeze(virDomainPtr domain, unsigned timeout_ms, GError **error) {
+    VmsnapQuiesce *quiesce = g_new0(VmsnapQuiesce, 1);
+    (void)virDomainRef(domain);
+    quiesce->domain = domain;
+    quiesce->timeout_ms = timeout_ms;
+    quiesce->references = 2;
+    g_mutex_init(&quiesce->lock);
+    g_cond_init(&quiesce->changed);
+    g_thread_unref(g_thread_new("vmsnap-quiesce", quiesce_run, quiesce));
+
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
+    if (!wait_while(quiesce, FREEZING, timeout_ms)) {
+        quiesce->release = TRUE;
+        set_late_error(quiesce, "freeze", error);
+    } else if (quiesce->state == NOT_DONE) {
+        g_propagate_error(error, g_error_copy(quiesce->error));
+    }
+    return quiesce;
+}
+
+gboolean vmsnap_quiesce_thaw(VmsnapQuiesce *quiesce, unsigned timeout_ms, GError **error) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
+    quiesce->release = TRUE;
+    g_cond_broadcast(&quiesce->changed);
+    if (!wait_while(quiesce, FROZEN, timeout_ms)) {
+        if (quiesce->error)
+            g_propagate_error(error, g_error_copy(quiesce->error));
+        else
+            set_late_error(quiesce, "thaw", error);
+    } else if (quiesce->state == EXPIRED) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to keep the filesystems of domain '%s' frozen: the backup job took longer than %u s to "
+                    "begin; raise -o freeze_timeout=",
+                    virDomainGetName(quiesce->domain), quiesce->timeout_ms / 1000);
+    }
+    return quiesce->state == THAWED;
+}
+
+gboolean vmsnap_quiesce_is_over(VmsnapQuiesce *quiesce) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
+    return quiesce->state != FREEZING && quiesce->state != FROZEN;
+}
+
+gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce, unsigned timeout_ms) {
+    if (!quiesce)
+        return TRUE;
+    g_mutex_lock(&quiesce->lock);
+    quiesce->release = TRUE;
+    g_cond_broadcast(&quiesce->changed);
+    gboolean over = wait_while(quiesce, FREEZING, timeout_ms) && wait_while(quiesce, FROZEN, timeout_ms);
+    quiesce_unref(quiesce);
+    return over;
+}

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How much room is left is asked in time: not later than the fastest guest would need to use it up. Between these
+ * looks, QEMU tells when a scratch file has grown over half of the room (block threshold), and libvirt when the guest
+ * was paused. While libvirt is away there are only the looks, and the job is ended as soon as it is back.
+ *
+ * All runs on one thread, in libvirt's event loop; the others only tell it to stop.
+ */
+#include "libvirt_watch.h"
+
+#include "domain.h"
+
+/* No guest writes faster than that, and no job is worth more than a look each second. */
+#define MAX_GROWTH_BYTES_PER_MS ((UINT64_C(4) << 30) / 1000)
+#define MIN_INTERVAL_MS 10
+#define MAX_INTERVAL_MS 1000
+/* A libvirtd that hangs must not keep us from the next try. */
+#define KEEPALIVE_INTERVAL_S 5
+#define KEEPALIVE_COUNT 2
+/* QEMU pauses a guest some time after its write has failed. */
+#define PAUSE_LAG_US 500000
+#define PAUSE_POLL_US 20000
+/* Below that an announcement would come too late to be of use. */
+#define MIN_THRESHOLD_BYTES (UINT64_C(1) << 20)
+
+struct VmsnapLibvirtWatch {
+    VmsnapSnapshot *snapshot;
+    VmsnapLibvirtWatchOptions options;
+    GThread *thread;
+    int stopped; /* atomic */
+    int timer;   /* of libvirt's event loop; immutable once the thread runs */
+
+    virConnectPtr connection; /* these belong to the thread; owned, or NULL */
+    virDomainPtr domain;
+    gboolean thresholds_due;
+    gboolean job_ended;
+    gboolean warned;
+};
+
+typedef struct {
+    uint64_t used_bytes;
+    uint64_t left_bytes;
+    uint64_t room_bytes; /* until a limit is reached */
+} Usage;
+
+static gboolean usage_take(const VmsnapLibvirtWatch *watch, Usage *ret_usage) {
+    const VmsnapLibvirtWatchOptions *options = &watch->options;
+    Usage usage = {.left_bytes = UINT64_MAX};
+    for (guint i = 0; i < watch->snapshot->disks->len; i++) {
+        uint64_t used_bytes, left_bytes;
+        if (!vmsnap_disk_get_scratch(g_ptr_array_index(watch->snapshot->disks, i), &used_bytes, &left_bytes))
+            continue;
+        usage.used_bytes += used_bytes;
+        usage.left_bytes = MIN(usage.left_bytes, left_bytes);
+    }
+    usage.room_bytes = usage.left_bytes - MIN(usage.left_bytes, options->reserve_bytes);
+    if (options->max_bytes > 0)
+        usage.room_bytes = MIN(usage.room_bytes, options->max_bytes - MIN(usage.used_bytes, options->max_bytes));
+    *ret_usage = usage;
+    return usage.left_bytes != UINT64_MAX;
+}
+
+/* Its failed writes are made again, now without a copy to scratch. */
+static void guest_resume(const VmsnapLibvirtWatch *watch) {
+    if (!watch->options.may_resume || !watch->domain)
+        return;
+    gint64 deadline_us = g_get_monotonic_time() + PAUSE_LAG_US;
+    while (!vmsnap_libvirt_is_paused_by_error(watch->domain)) {
+        if (g_get_monotonic_time() >= deadline_us)
+            return;
+        g_usleep(PAUSE_POLL_US);
+    }
+    if (virDomainResume(watch->domain) == 0)
+        g_warning("the guest was paused by an I/O error for want of scratch space, and runs again");
+    else
+        g_warning("failed to resume domain '%s': %s; resume it with 'virsh resume'", virDomainGetName(watch->domain),
+                  virGetLastErrorMessage());
+}
+
+/* Readers first: what they read after the job has ended would be of the present. */
+static void job_end(VmsnapLibvirtWatch *watch) {
+    VmsnapJob job = watch->options.job;
+    job.connection = watch->connection;
+    g_autoptr(GError) error = NULL;
+    watch->job_ended = vmsnap_libvirt_end_job(&job, &error) != VMSNAP_JOB_FAILED;
+    if (watch->job_ended)
+        guest_resume(watch);
+    else
+        g_warning("%s; it is tried again", error->message);
+}
+
+static void break_for_room(VmsnapLibvirtWatch *watch, const Usage *usage) {
+    vmsnap_snapshot_break(watch->snapshot,
+                          "scratch space ran out (%" G_GUINT64_FORMAT " MiB used, %" G_GUINT64_FORMAT
+                          " MiB left in its filesystem), and the backup job was ended before the guest could suffer; "
+                          "give it more with -o scratch=DIR, or change scratch_reserve= or scratch_max=",
+                          usage->used_bytes >> 20, usage->left_bytes >> 20);
+    job_end(watch);
+}
+
+static void break_for_pause(VmsnapLibvirtWatch *watch) {
+    vmsnap_snapshot_break(watch->snapshot, "the guest was paused by an I/O error, which may have come from scratch, "
+                                           "and the backup job was ended so that it can go on");
+    job_end(watch);
+}
+
+static void guest_suspended(virConnectPtr connection, virDomainPtr domain, int event, int detail, void *user_data) {
+    (void)connection;
+    (void)domain;
+    VmsnapLibvirtWatch *watch = user_data;
+    if (event == VIR_DOMAIN_EVENT_SUSPENDED && detail == VIR_DOMAIN_EVENT_SUSPENDED_IOERROR && !watch->job_ended)
+        break_for_pause(watch);
+}
+
+static void threshold_passed(virConnectPtr connection, virDomainPtr domain, const char *device, const char *path,
+                             unsigned long long threshold, unsigned long long excess, void *user_data) {
+    (void)connection;
+    (void)domain;
+    (void)device;
+    (void)path;
+    (void)threshold;
+    (void)excess;
+    VmsnapLibvirtWatch *watch = user_data;
+    watch->thresholds_due = TRUE;
+    virEventUpdateTimeout(watch->timer, 0);
+}
+
+/* A write beyond this size of its file is told. */
+static void threshold_set(const VmsnapLibvirtWatch *watch, const char *backup_xml, VmsnapDisk *disk,
+                          uint64_t room_bytes) {
+    uint64_t used_bytes, left_bytes;
+    g_autofree char *device = vmsnap_domain_parse_scratch_device(backup_xml, disk->name);
+    if (device && vmsnap_disk_get_scratch(disk, &used_bytes, &left_bytes))
+        (void)virDomainSetBlockThreshold(watch->domain, device, used_bytes + MAX(room_bytes / 2, MIN_THRESHOLD_BYTES),
+                                         0);
+}
+
+static void thresholds_set(VmsnapLibvirtWatch *watch, const Usage *usage) {
+    g_autofree char *xml = virDomainBackupGetXMLDesc(watch->domain, 0);
+    watch->thresholds_due = FALSE;
+    for (guint i = 0; xml && i < watch->snapshot->disks->len; i++)
+        threshold_set(watch, xml, g_ptr_array_index(watch->snapshot->disks, i), usage->room_bytes);
+}
+
+static void disconnect(VmsnapLibvirtWatch *watch) {
+    if (watch->domain)
+        (void)virDomainFree(g_steal_pointer(&watch->domain));
+    if (watch->connection)
+        (void)virConnectClose(g_steal_pointer(&watch->connection));
+}
+
+static gboolean events_register(VmsnapLibvirtWatch *watch) {
+    return virConnectDomainEventRegisterAny(watch->connection, watch->domain, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                                            VIR_DOMAIN_EVENT_CALLBACK(guest_suspended), watch, NULL) >= 0 &&
+           virConnectDomainEventRegisterAny(watch->connection, watch->domain, VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD,
+                                            VIR_DOMAIN_EVENT_CALLBACK(threshold_passed), watch, NULL) >= 0;
+}
+
+/* What happens while there is no connection is not told: a new one has to ask. */
+static void reconnect(VmsnapLibvirtWatch *watch) {
+    if (watch->connection && virConnectIsAlive(watch->connection) > 0)
+        return;
+    disconnect(watch);
+    g_autoptr(GError) error = NULL;
+    watch->connection = vmsnap_libvirt_connect(watch->options.job.uri, &error);
+    if (watch->connection)
+        (void)virConnectSetKeepAlive(watch->connection, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT);
+    if (watch->connection)
+        watch->domain = virDomainLookupByUUIDString(watch->connection, watch->options.job.domain_uuid);
+    gboolean connected = watch->domain && events_register(watch);
+    if (!connected && !watch->warned)
+        g_warning("the connection to libvirt is lost: %s", error ? error->message : virGetLastErrorMessage());
+    else if (connected && watch->warned)
+        g_message("the connection to libvirt is back");
+    watch->warned = !connected;
+    watch->thresholds_due = connected;
+    if (!connected)
+        disconnect(watch);
+    else if (vmsnap_libvirt_is_paused_by_error(watch->domain))
+        break_for_pause(watch);
+}
+
+/* Returns: when to look again. */
+static int look_once(VmsnapLibvirtWatch *watch) {
+    Usage usage = {0};
+    reconnect(watch);
+    if (watch->job_ended)
+        return -1;
+    if (vmsnap_snapshot_is_broken(watch->snapshot)) {
+        /* For whatever reason: from now on the job only costs the guest. */
+        job_end(watch);
+        return MIN_INTERVAL_MS;
+    }
+    if (!usage_take(watch, &usage))
+        return MAX_INTERVAL_MS;
+    if (usage.room_bytes == 0) {
+        break_for_room(watch, &usage);
+        return MIN_INTERVAL_MS;
+    }
+    if (watch->domain && watch->thresholds_due)
+        thresholds_set(watch, &usage);
+    return (int)CLAMP(usage.room_bytes / MAX_GROWTH_BYTES_PER_MS, MIN_INTERVAL_MS, MAX_INTERVAL_MS);
+}
+
+/* Called by libvirt's event loop: when the timer is due, or a threshold was passed. */
+static void look(int timer, void *user_data) {
+    VmsnapLibvirtWatch *watch = user_data;
+    gboolean over = watch->job_ended || g_atomic_int_get(&watch->stopped);
+    virEventUpdateTimeout(timer, over ? -1 : look_once(watch));
+}
+
+static gpointer watch_run(gpointer data) {
+    VmsnapLibvirtWatch *watch = data;
+    while (!g_atomic_int_get(&watch->stopped))
+        (void)virEventRunDefaultImpl();
+    virEventRemoveTimeout(watch->timer);
+    disconnect(watch);
+    return NULL;
+}
+
+VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const VmsnapLibvirtWatchOptions *options) {
+    VmsnapLibvirtWatch *watch = g_new0(VmsnapLibvirtWatch, 1);
+    watch->snapshot = snapshot;
+    watch->options = *options;
+    (void)virEventRegisterDefaultImpl();
+    watch->timer = virEventAddTimeout(0, look, watch, NULL);
+    watch->thread = g_thread_new("vmsnap-watch", watch_run, watch);
+    return watch;
+}
+
+void vmsnap_libvirt_watch_free(VmsnapLibvirtWatch *watch) {
+    if (!watch)
+        return;
+    g_atomic_int_set(&watch->stopped, TRUE);
+    virEventUpdateTimeout(watch->timer, 0);
+    (void)g_thread_join(watch->thread);
+    g_free(watch);
+}

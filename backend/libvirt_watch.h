@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Watches over a running backup job, for the guest's sake: libvirt's jobs let the guest's write fail when there is no
+ * room for old data. So the job is ended before that, and if the guest has been paused nevertheless, it is resumed.
+ */
+#pragma once
+
+#include "libvirt_domain.h"
+#include "vmsnap/backend.h"
+
+typedef struct VmsnapLibvirtWatch VmsnapLibvirtWatch;
+
+typedef struct {
+    VmsnapJob job;          /* its strings must outlive the watch; its connection is not used */
+    uint64_t reserve_bytes; /* what scratch must leave free */
+    uint64_t max_bytes;     /* what scratch may use, or 0 for no limit */
+    gboolean may_resume;    /* the guest was not paused by an I/O error before the job */
+} VmsnapLibvirtWatchOptions;
+
+/** Starts to watch, on a thread and a connection of its own. @snapshot must outlive the watch. */
+VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const VmsnapLibvirtWatchOptions *options);
+
+/** Stops, and waits for it; NULL-safe. */
+void vmsnap_libvirt_watch_free(VmsnapLibvirtWatch *watch);

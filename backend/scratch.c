@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "scratch.h"
+
+#include "dirs.h"
+#include "vmsnap/error.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* With less than this beside the reserve a snapshot would not outlive its first minute. */
+#define MIN_ROOM_BYTES (UINT64_C(16) << 20)
+
+static gboolean directory_measure(const char *directory, uint64_t *ret_left_bytes, GError **error) {
+    struct statvfs filesystem;
+    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    gboolean usable = fd >= 0 && fstatvfs(fd, &filesystem) == 0;
+    int code = errno;
+    if (fd >= 0)
+        (void)close(fd);
+    if (usable)
+        *ret_left_bytes = (uint64_t)filesystem.f_bavail * filesystem.f_frsize;
+    else
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to use scratch directory '%s': %s; name another directory with -o scratch=DIR", directory,
+                    g_strerror(code));
+    return usable;
+}
+
+static gboolean room_check(const char *directory, uint64_t reserve_bytes, GError **error) {
+    uint64_t left_bytes;
+    if (!directory_measure(directory, &left_bytes, error))
+        return FALSE;
+    if (left_bytes >= MIN_ROOM_BYTES && left_bytes - MIN_ROOM_BYTES >= reserve_bytes)
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use scratch directory '%s': its filesystem is full, with %" G_GUINT64_FORMAT
+                " MiB left, of which %" G_GUINT64_FORMAT
+                " MiB are to stay free; free some space, lower -o scratch_reserve=SIZE, or name another directory "
+                "with -o scratch=DIR",
+                directory, left_bytes >> 20, reserve_bytes >> 20);
+    return FALSE;
+}
+
+char *vmsnap_scratch_choose(const char *base_dir, const char *uuid, uint64_t reserve_bytes, GError **error) {
+    g_autofree char *base = base_dir ? g_strdup(base_dir) : vmsnap_dirs_get_state();
+    if (!base_dir && !vmsnap_dirs_make_base(base, error))
+        return NULL;
+    if (!room_check(base, reserve_bytes, error))
+        return NULL;
+    g_autofree char *name = g_strconcat("vmsnap-", uuid, NULL);
+    return g_build_filename(base, name, NULL);
+}
+
+gboolean vmsnap_scratch_measure(int dir_fd, const char *name, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
+    struct stat file;
+    struct statvfs filesystem;
+    if (fstatat(dir_fd, name, &file, AT_SYMLINK_NOFOLLOW) != 0 || fstatvfs(dir_fd, &filesystem) != 0)
+        return FALSE;
+    *ret_used_bytes = (uint64_t)file.st_blocks * 512;
+    *ret_left_bytes = (uint64_t)filesystem.f_bavail * filesystem.f_frsize;
+    return TRUE;
+}

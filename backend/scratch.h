@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The directory of a snapshot's scratch files: where it is, and how much they use. */
+#pragma once
+
+#include <glib.h>
+#include <stdint.h>
+
+/**
+ * vmsnap_scratch_choose:
+ * @base_dir: where the user wants it, or NULL for the default
+ * @uuid: of the snapshot
+ * @reserve_bytes: what must stay free there
+ *
+ * Returns: (transfer full): a directory that can be made for the scratch files, or NULL with @error set.
+ */
+char *vmsnap_scratch_choose(const char *base_dir, const char *uuid, uint64_t reserve_bytes, GError **error);
+
+/**
+ * vmsnap_scratch_measure:
+ * @dir_fd: the scratch directory
+ * @name: of a scratch file in it
+ * @ret_used_bytes: what the file uses
+ * @ret_left_bytes: what is free in its filesystem
+ *
+ * Returns: FALSE if it cannot tell, since there is no such file any more.
+ */
+gboolean vmsnap_scratch_measure(int dir_fd, const char *name, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes);

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Daemon and guardian are connected by a pair of sockets. A message from the daemon is the number of a mount to take
+ * away, the answer is the same. The end of the stream is the end of the daemon.
+ */
+#include "guardian.h"
+
+#include "cleanup.h"
+#include "mount_point.h"
+#include "report.h"
+#include "vmsnap/error.h"
+#include "vmsnap/record.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MIN_PAUSE_S 1
+#define MAX_PAUSE_S 10
+
+static void requests_serve(const VmsnapGuardian *guardian, int fd) {
+    uint64_t mount_id;
+    ssize_t length;
+    while ((length = recv(fd, &mount_id, sizeof mount_id, 0)) > 0 || (length < 0 && errno == EINTR)) {
+        if (length != sizeof mount_id)
+            continue;
+        vmsnap_mount_point_detach(guardian->mount_point, mount_id);
+        (void)send(fd, &mount_id, sizeof mount_id, MSG_NOSIGNAL);
+    }
+}
+
+/* A guest must not be left with a job or frozen, however long it takes: everything else is tried once. */
+static int left_clear(const VmsnapGuardian *guardian) {
+    g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
+    if (!record || !record->uuid) {
+        vmsnap_record_remove(guardian->uuid);
+        return EXIT_SUCCESS;
+    }
+    if (!record->outcome)
+        g_warning("the daemon (process %d) died; clearing up after it", (int)record->pid);
+    for (unsigned pause_s = MIN_PAUSE_S;; pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
+        g_autoptr(GError) error = NULL;
+        if (vmsnap_cleanup_record(guardian->record_fd, record, &error))
+            return EXIT_SUCCESS;
+        g_warning("%s", error->message);
+        if (!record->job && !record->frozen)
+            return EXIT_FAILURE;
+        (void)sleep(pause_s);
+    }
+}
+
+/* When memory runs out, the kernel had better take the daemon, which somebody clears up after. */
+static void oom_protect(void) {
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)!write(fd, "-1000", strlen("-1000"));
+    (void)close(fd);
+}
+
+static _Noreturn void guardian_main(const VmsnapGuardian *guardian, int fd, gboolean foreground) {
+    (void)prctl(PR_SET_NAME, "vmsnap-guardian");
+    if (foreground)
+        (void)setsid();
+    else
+        vmsnap_report_detach();
+    oom_protect();
+    requests_serve(guardian, fd);
+    _exit(left_clear(guardian));
+}
+
+gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GError **error) {
+    int fds[2];
+    gboolean paired = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) == 0;
+    guardian->pid = paired ? fork() : -1;
+    if (guardian->pid == 0) {
+        (void)close(fds[0]);
+        guardian_main(guardian, fds[1], foreground);
+    }
+    int code = errno;
+    guardian->fd = paired ? fds[0] : -1;
+    if (paired)
+        (void)close(fds[1]);
+    if (guardian->pid > 0)
+        return TRUE;
+    if (paired)
+        (void)close(g_steal_fd(&guardian->fd));
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to start the guardian process: %s", g_strerror(code));
+    return FALSE;
+}
+
+void vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id) {
+    uint64_t answer;
+    if (send(guardian->fd, &mount_id, sizeof mount_id, MSG_NOSIGNAL) != sizeof mount_id ||
+        recv(guardian->fd, &answer, sizeof answer, 0) != sizeof answer)
+        vmsnap_mount_point_detach(guardian->mount_point, mount_id);
+}
+
+/* Somebody has killed it. What this process has the rights for is done; umount's helper or a next mount does the rest. */
+static gboolean finish_without_guardian(const VmsnapGuardian *guardian) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
+    if (!record || !record->uuid) {
+        vmsnap_record_remove(guardian->uuid);
+        return TRUE;
+    }
+    if (vmsnap_cleanup_record(guardian->record_fd, record, &error))
+        return TRUE;
+    g_warning("the guardian was killed; %s; clear it with 'mount.vmsnap --cleanup'", error->message);
+    return FALSE;
+}
+
+gboolean vmsnap_guardian_finish(VmsnapGuardian *guardian) {
+    g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
+    (void)close(g_steal_fd(&guardian->fd));
+    if (record && (record->job || record->frozen))
+        return FALSE;
+    int status;
+    if (waitpid(guardian->pid, &status, 0) == guardian->pid && WIFEXITED(status))
+        return WEXITSTATUS(status) == EXIT_SUCCESS;
+    return finish_without_guardian(guardian);
+}
