@@ -2,7 +2,8 @@
 /*
  * A token bucket. Tokens are bytes; they come at the rate of the limit, and a little more than none may be saved up. A
  * read may begin as soon as there is any token, and takes all that it needs: so the bucket may owe some, and who comes
- * next waits until that is paid. Reads that must wait stand in a queue, which one thread serves.
+ * next waits until that is paid. Reads that must wait stand in a queue, which one thread serves; the first of them
+ * makes it.
  *
  * The lock is not held while a disk is read.
  */
@@ -25,11 +26,11 @@ typedef struct {
 } Read;
 
 struct VmsnapThrottle {
-    GThread *thread;
     _Atomic uint64_t bytes_per_s; /* written with the lock held */
     GMutex lock;
     GCond changed;
-    GQueue waiting;        /* of Read, owned; guarded by lock, as all below */
+    GThread *thread;       /* NULL before anything had to wait; guarded by lock, as all below */
+    GQueue waiting;        /* of Read, owned */
     double tokens;         /* below 0: owed */
     gint64 last_refill_us; /* tokens are as of then */
     gboolean stopped;
@@ -90,18 +91,17 @@ VmsnapThrottle *vmsnap_throttle_new(uint64_t bytes_per_s) {
     g_mutex_init(&throttle->lock);
     g_cond_init(&throttle->changed);
     g_queue_init(&throttle->waiting);
-    throttle->thread = g_thread_new("vmsnap-throttle", throttle_run, throttle);
     return throttle;
 }
 
 void vmsnap_throttle_stop(VmsnapThrottle *throttle) {
-    if (!throttle->thread)
-        return;
     g_mutex_lock(&throttle->lock);
     throttle->stopped = TRUE;
+    GThread *thread = g_steal_pointer(&throttle->thread);
     g_cond_signal(&throttle->changed);
     g_mutex_unlock(&throttle->lock);
-    (void)g_thread_join(g_steal_pointer(&throttle->thread));
+    if (thread)
+        (void)g_thread_join(thread);
 }
 
 void vmsnap_throttle_free(VmsnapThrottle *throttle) {
@@ -153,6 +153,8 @@ void vmsnap_throttle_read(VmsnapThrottle *throttle, VmsnapDisk *disk, void *buff
         throttle->stopped || (g_queue_is_empty(&throttle->waiting) && pay_locked(throttle, length, &next_us));
     if (!at_once) {
         g_queue_push_tail_link(&throttle->waiting, &read->link);
+        if (!throttle->thread)
+            throttle->thread = g_thread_new("vmsnap-throttle", throttle_run, throttle);
         g_cond_signal(&throttle->changed);
     }
     g_mutex_unlock(&throttle->lock);
