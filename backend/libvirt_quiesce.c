@@ -26,7 +26,7 @@ struct VmsnapQuiesce {
 
     GMutex lock;
     GCond changed;
-    int references;   /* these are guarded by lock: of the owner, and of the thread */
+    int references; /* these are guarded by lock: of the owner, and of the thread */
     State state;
     gboolean release; /* the owner wants it thawed */
     GError *error;    /* owned; of the freeze, or of the last try to thaw */

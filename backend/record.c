@@ -173,8 +173,10 @@ int vmsnap_record_open(const char *uuid, GError **error) {
     int directory_fd = directory_lock();
     int fd = directory_fd >= 0 ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
     gboolean locked = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
-    if (!locked)
-        set_write_error(path, error);
+    if (!locked) {
+        g_autofree char *final_path = record_path(uuid, SUFFIX);
+        set_write_error(final_path, error);
+    }
     if (!locked && fd >= 0) {
         (void)unlink(path);
         (void)close(g_steal_fd(&fd));

@@ -208,11 +208,12 @@ static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point
               snapshot->uuid, snapshot->quiesced ? "its filesystems were frozen" : "after a power failure");
 }
 
-static void tell_ended(gboolean aborted, const GError *error) {
+static void tell_ended(const VmsnapSnapshot *snapshot, gboolean aborted, const GError *error) {
     if (error)
-        g_warning("the snapshot has ended: %s", error->message);
+        g_warning("%s", error->message);
     else
-        g_message("the snapshot has ended: %s", aborted ? "stopped by a signal" : "complete");
+        g_message("the snapshot of domain '%s' has ended: %s", snapshot->machine,
+                  aborted ? "stopped by a signal" : "complete");
 }
 
 /* Serves the mounted session until its end. Returns: whether somebody stopped it. */
@@ -260,7 +261,7 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);
     if (!session)
         return vmsnap_report_error(error);
-    tell_ended(aborted, end_error);
+    tell_ended(snapshot, aborted, end_error);
     return end_error ? VMSNAP_EXIT_FAILED : 0;
 }
 

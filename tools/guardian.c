@@ -101,7 +101,8 @@ void vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id) {
         vmsnap_mount_point_detach(guardian->mount_point, mount_id);
 }
 
-/* Somebody has killed it. What this process has the rights for is done; umount's helper or a next mount does the rest. */
+/* Somebody has killed it. What this process has the rights for is done; umount's helper or a next mount does the rest.
+ */
 static gboolean finish_without_guardian(const VmsnapGuardian *guardian) {
     g_autoptr(GError) error = NULL;
     g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);

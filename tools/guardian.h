@@ -33,6 +33,7 @@ void vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id);
 /**
  * vmsnap_guardian_finish:
  *
- * Lets the guardian clear what is left, and waits for that unless it has to try for long. Returns: whether all is clear.
+ * Lets the guardian clear what is left, and waits for that unless it has to try for long. Returns: whether all is
+ * clear.
  */
 gboolean vmsnap_guardian_finish(VmsnapGuardian *guardian);

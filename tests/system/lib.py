@@ -17,6 +17,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -472,6 +473,19 @@ class Mount:
         """The process that serves the mount."""
         record = Path(runtime_dir(self.vm.user)) / 'vmsnap' / f'{self.status()["uuid"]}.json'
         return json.loads(record.read_text())['pid']
+
+    def guardian(self):
+        """The process that clears up after the daemon."""
+        return int(run('pgrep', '--parent', self.daemon()).stdout)
+
+    def kill(self, guardian=False):
+        """Kills the daemon, and before it its guardian if that shall not clear up."""
+        pids = [self.guardian()] if guardian else []
+        pids.append(self.daemon())
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(re.match(rf'process ({"|".join(map(str, pids))}),', each) for each in processes()),
+                   'they are dead')
 
     def umount(self, **expected):
         return run('umount', self.point, user=self.vm.user, **expected)

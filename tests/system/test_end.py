@@ -171,15 +171,17 @@ class Ends(lib.TestCase):
 
     def test_foreground(self):
         """--foreground stays, and ends well with Ctrl-C, SIGTERM and umount; what it has to say it says on stderr."""
-        for end in (lambda process: process.send_signal(signal.SIGINT), lambda process: process.terminate(),
-                    lambda process: mount.umount()):
+        for end, how in ((lambda process: process.send_signal(signal.SIGINT), 'stopped by a signal'),
+                         (lambda process: process.terminate(), 'stopped by a signal'),
+                         (lambda process: mount.umount(), 'complete')):
             mount, process = self.foreground()
             lib.read_all(mount / 'vdb.raw')
             self.assertIsNone(process.poll())
             end(process)
             out, err = process.communicate(timeout=SOON)
             self.assertEqual((process.returncode, out), (0, ''), err)
-            self.assertRegex(err, rf"^mount\.vmsnap: domain '{self.vm.name}' is mounted on '{mount.point}'[^\n]*\n$")
+            self.assertRegex(err, rf"^mount\.vmsnap: domain '{self.vm.name}' is mounted on '{mount.point}'[^\n]*\n"
+                                  rf"mount\.vmsnap: the snapshot of domain '{self.vm.name}' has ended: {how}\n$")
             self.wait_ended(mount, process.pid)
 
     def test_foreground_breaks(self):
