@@ -211,6 +211,13 @@ void vmsnap_record_remove(const char *uuid) {
     (void)unlink(unfinished);
 }
 
+/* In this order, since publishing gives the one name for the other. */
+gboolean vmsnap_record_is_known(const char *uuid) {
+    g_autofree char *unfinished = record_path(uuid, UNFINISHED_SUFFIX);
+    g_autofree char *path = record_path(uuid, SUFFIX);
+    return access(unfinished, F_OK) == 0 || access(path, F_OK) == 0;
+}
+
 gboolean vmsnap_record_exists(int fd) {
     struct stat status;
     return fstat(fd, &status) == 0 && status.st_nlink > 0;
@@ -269,8 +276,12 @@ static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *s
     return g_strcmp0(record->socket, socket) == 0;
 }
 
-static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const char *machine_uuid) {
-    return g_strcmp0(record->machine_uuid, machine_uuid) == 0 && vmsnap_record_is_held(fd);
+static gboolean is_of_machine(const VmsnapRecord *record, const char *machine) {
+    return g_strcmp0(record->machine, machine) == 0 || g_strcmp0(record->machine_uuid, machine) == 0;
+}
+
+static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const char *machine) {
+    return is_of_machine(record, machine) && vmsnap_record_is_held(fd);
 }
 
 gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error) {
@@ -309,8 +320,7 @@ typedef struct {
 static gboolean dead_filter_matches(const DeadFilter *filter, const VmsnapRecord *record) {
     if (!filter->machine && !filter->mount_point)
         return TRUE;
-    return (filter->machine && (g_strcmp0(record->machine, filter->machine) == 0 ||
-                                g_strcmp0(record->machine_uuid, filter->machine) == 0)) ||
+    return (filter->machine && is_of_machine(record, filter->machine)) ||
            (filter->mount_point && g_strcmp0(record->mount_point, filter->mount_point) == 0);
 }
 

@@ -2,16 +2,21 @@
 #include "scratch.h"
 
 #include "dirs.h"
+#include "vmsnap/backend.h"
 #include "vmsnap/error.h"
+#include "vmsnap/record.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 /* With less than this beside the reserve a snapshot would not outlive its first minute. */
 #define MIN_ROOM_BYTES (UINT64_C(16) << 20)
+/* Of a snapshot's directory; its uuid follows. */
+#define NAME_PREFIX "vmsnap-"
 
 static gboolean directory_measure(const char *directory, uint64_t *ret_left_bytes, GError **error) {
     struct statvfs filesystem;
@@ -50,8 +55,33 @@ char *vmsnap_scratch_choose(const char *base_dir, const char *uuid, uint64_t res
         return NULL;
     if (!room_check(base, reserve_bytes, error))
         return NULL;
-    g_autofree char *name = g_strconcat("vmsnap-", uuid, NULL);
+    g_autofree char *name = g_strconcat(NAME_PREFIX, uuid, NULL);
     return g_build_filename(base, name, NULL);
+}
+
+static gboolean is_orphan(const char *name) {
+    const char *uuid = g_str_has_prefix(name, NAME_PREFIX) ? name + strlen(NAME_PREFIX) : "";
+    return g_uuid_string_is_valid(uuid) && !vmsnap_record_is_known(uuid);
+}
+
+gboolean vmsnap_scratch_sweep(GError **error) {
+    if (geteuid() != 0)
+        return TRUE;
+    g_autoptr(GError) first_error = NULL;
+    g_autofree char *base = vmsnap_dirs_get_state();
+    g_autoptr(GDir) directory = g_dir_open(base, 0, NULL);
+    const char *name;
+    while (directory && (name = g_dir_read_name(directory))) {
+        if (!is_orphan(name))
+            continue;
+        g_autofree char *path = g_build_filename(base, name, NULL);
+        if (vmsnap_dirs_remove_private(path, first_error ? NULL : &first_error))
+            g_message("removed '%s', which a crash of this host had left", path);
+    }
+    gboolean swept = !first_error;
+    if (first_error)
+        g_propagate_error(error, g_steal_pointer(&first_error));
+    return swept;
 }
 
 gboolean vmsnap_scratch_measure(int dir_fd, const char *name, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {

@@ -34,7 +34,7 @@ gboolean vmsnap_cleanup_dead(const char *machine, const char *mount_point, GErro
 int vmsnap_cleanup_main(const char *machine) {
     g_autoptr(GError) error = NULL;
     if (vmsnap_cleanup_dead(machine, NULL, &error) &&
-        (!machine || vmsnap_record_machine_is_free(machine, machine, &error)))
+        (machine ? vmsnap_record_machine_is_free(machine, machine, &error) : vmsnap_scratch_sweep(&error)))
         return EXIT_SUCCESS;
     return vmsnap_report_error(error);
 }

@@ -64,9 +64,12 @@ typedef struct {
     GError *error;
 } Begin;
 
-/* What an earlier mount of this machine or on this mount point has left is in the way. */
+/* What an earlier mount of this machine or on this mount point has left is in the way; the rest only takes up space. */
 static gpointer begin_thread(gpointer data) {
     Begin *begin = data;
+    g_autoptr(GError) sweep_error = NULL;
+    if (!vmsnap_scratch_sweep(&sweep_error))
+        g_warning("%s", sweep_error->message);
     if (vmsnap_cleanup_dead(begin->options.source, begin->options.mount_point, &begin->error))
         begin->snapshot = vmsnap_snapshot_begin(&begin->options, &begin->error);
     g_mutex_lock(&begin->lock);

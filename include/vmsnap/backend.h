@@ -193,6 +193,16 @@ gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError 
  */
 gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error);
 
+/**
+ * vmsnap_scratch_sweep:
+ *
+ * Removes scratch directories in the default place that have no record: a record goes last, unless the host crashes,
+ * which loses all records. An ordinary user's default place may be shared with other hosts, and is left alone. Returns:
+ * FALSE with
+ * @error set if one could not be removed.
+ */
+gboolean vmsnap_scratch_sweep(GError **error);
+
 /** Frees a snapshot that has ended; NULL-safe. */
 void vmsnap_snapshot_free(VmsnapSnapshot *snapshot);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSnapshot, vmsnap_snapshot_free)

@@ -69,6 +69,9 @@ VmsnapRecord *vmsnap_record_read(int fd, GError **error);
 /** Takes away the file of a record, published or not. The descriptor stays, and the lock with it. */
 void vmsnap_record_remove(const char *uuid);
 
+/** Returns: whether there is a record of a snapshot, published or not. What belongs to none is nobody's any more. */
+gboolean vmsnap_record_is_known(const char *uuid);
+
 /** Returns: whether the file of a record is still there. */
 gboolean vmsnap_record_exists(int fd);
 
