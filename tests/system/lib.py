@@ -35,6 +35,9 @@ GUEST = Path(os.environ['VMSNAP_GUEST'])
 RING_START = 192 * MIB
 RING_SLOTS = 1024
 
+# What a machine has so that libvirt and the guest agent can talk to each other.
+AGENT_CHANNEL = '<channel type="unix"><target type="virtio" name="org.qemu.guest_agent.0"/></channel>'
+
 # A guest under emulation on a busy machine is slow; a test that hangs must fail before meson gives up on all of them.
 PATIENCE = 60
 
@@ -157,13 +160,15 @@ class Vm:
     """
     A virtual machine that boots tests/guest, under emulation. Its disks are vda, vdb, ... in the order of DISKS.
 
-    DEVICES and OS are more XML for <devices> and <os>. With USER, it belongs to that user's qemu:///session.
+    DEVICES and OS are more XML for <devices> and <os>. With USER, it belongs to that user's qemu:///session. With
+    AGENT, the real QEMU guest agent runs in it.
     """
 
-    def __init__(self, disks=(Disk(), Disk()), devices='', os_xml='', user=None, memory=192 * MIB):
+    def __init__(self, disks=(Disk(), Disk()), devices='', os_xml='', user=None, memory=192 * MIB, agent=False):
         self.uuid = str(uuid.uuid4())
         self.name = f'vm-{self.uuid[:8]}'
         self.user = user
+        self.agent = agent
         self.uri = 'qemu:///session' if user else 'qemu:///system'
         self.directory = make_directory(self.name, user)
         self.console = self.directory / 'console.log'
@@ -171,12 +176,12 @@ class Vm:
                        for i, disk in enumerate(disks)}
         self._channel = None
 
-        for file in ('vmlinuz', 'initrd'):
+        for file, source in (('vmlinuz', 'vmlinuz'), ('initrd', 'initrd-agent' if agent else 'initrd')):
             # Copies, since libvirt gives these files to QEMU's user while the machine runs.
-            self._own(shutil.copy(GUEST / file, self.directory))
+            self._own(shutil.copy(GUEST / source, self.directory / file))
         for disk, image in zip(disks, self.images.values()):
             self._make_image(disk, image)
-        self.xml = self._domain(disks, devices, os_xml, memory)
+        self.xml = self._domain(disks, devices + (AGENT_CHANNEL if agent else ''), os_xml, memory)
 
     @classmethod
     def restore(cls, copy, user=None):
@@ -280,12 +285,14 @@ class Vm:
         return self
 
     def start(self):
-        """Defines and boots the machine, and returns it when the guest takes commands."""
+        """Defines and boots the machine, and returns it when the guest takes commands, and the agent its own."""
         self.define()
         self.virsh('start', self.name)
         wait_until(lambda: 'guest: ready' in self._console_text(), f'{self.name} has booted')
         self._channel = socket.socket(socket.AF_UNIX)
         self._channel.connect(str(self.directory / 'commands'))
+        if self.agent:
+            self.wait_agent()
         return self
 
     def state(self):
@@ -359,11 +366,38 @@ class Vm:
         return int(self.run(f'check {RING_START} {RING_SLOTS} /dev/vda /dev/vdb'))
 
     def touch(self):
-        """Proves that the guest can write: a block that nobody else uses, to its first disk and back."""
+        """
+        Proves that the guest can write: a block that nobody else uses, to its first disk and back; and to what is
+        mounted on /mnt, which waits as long as it is frozen, whatever the guest agent says.
+        """
         block = RING_START // 4096 - 1
+        self.run('if mountpoint -q /mnt; then date >/mnt/touched; fi')
         self.run(f'dd if=/dev/urandom of=/tmp/block bs=4096 count=1 status=none && '
                  f'dd if=/tmp/block of=/dev/vda bs=4096 seek={block} oflag=direct status=none && '
                  f'dd if=/dev/vda bs=4096 skip={block} count=1 iflag=direct status=none | cmp - /tmp/block')
+
+    def ask_agent(self, command):
+        """
+        What the guest agent returns for a command of its own, e.g. 'guest-info'. CommandFailed if it does not answer,
+        which takes five seconds where it is there but stopped.
+        """
+        answer = self.virsh('qemu-agent-command', self.name, '--timeout', 5, json.dumps({'execute': command}))
+        return json.loads(answer)['return']
+
+    def wait_agent(self):
+        """Waits until the guest agent answers."""
+        def answers():
+            with contextlib.suppress(CommandFailed):
+                return self.ask_agent('guest-ping') == {}
+
+        wait_until(answers, f'the guest agent of {self.name} answers')
+
+    def frozen(self):
+        """Whether the guest agent has frozen the guest's filesystems; None if it does not answer."""
+        try:
+            return self.ask_agent('guest-fsfreeze-status') == 'frozen'
+        except CommandFailed:
+            return None
 
     def disk_raw(self, disk, path):
         """The truth: writes what is on a disk, as the guest sees it, to a raw file. The machine must not be running."""
@@ -426,6 +460,8 @@ def left_behind(vm):
         backup = vm.virsh('backup-dumpxml', vm.name, status=None)
         if backup:
             left.add(f'backup job of {vm.name}: {backup}')
+        if vm.agent and vm.frozen():
+            left.add(f'frozen filesystem in {vm.name}')
     return left
 
 
