@@ -5,12 +5,13 @@
 typedef struct {
     GMainContext *context;
     GMainLoop *loop;
-    GThread *thread; /* NULL once stopped */
+    GThread *thread; /* NULL before it is started, and once stopped */
 } IoThread;
 
 struct VmsnapIoThreads {
     guint n_threads;
-    guint next; /* used by the one thread that attaches */
+    guint next;       /* used by the one thread that attaches */
+    gboolean started; /* used by the one thread that starts and stops, and so as not to start again after a stop */
     IoThread threads[];
 };
 
@@ -29,9 +30,16 @@ VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads) {
         IoThread *thread = &threads->threads[i];
         thread->context = g_main_context_new();
         thread->loop = g_main_loop_new(thread->context, FALSE);
-        thread->thread = g_thread_new("vmsnap-io", io_thread_run, thread);
     }
     return threads;
+}
+
+void vmsnap_io_threads_start(VmsnapIoThreads *threads) {
+    if (threads->started)
+        return;
+    threads->started = TRUE;
+    for (guint i = 0; i < threads->n_threads; i++)
+        threads->threads[i].thread = g_thread_new("vmsnap-io", io_thread_run, &threads->threads[i]);
 }
 
 GMainContext *vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source) {
@@ -56,6 +64,7 @@ static void io_thread_stop(IoThread *thread) {
 }
 
 void vmsnap_io_threads_stop(VmsnapIoThreads *threads) {
+    threads->started = TRUE;
     for (guint i = 0; i < threads->n_threads; i++)
         if (threads->threads[i].thread)
             io_thread_stop(&threads->threads[i]);

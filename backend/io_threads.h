@@ -6,7 +6,11 @@
 
 typedef struct VmsnapIoThreads VmsnapIoThreads;
 
+/** Makes what sources can be attached to. No thread runs before vmsnap_io_threads_start(). */
 VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads);
+
+/** Starts the threads, unless they have been started, or stopped. Called by one thread at a time, as stop. */
+void vmsnap_io_threads_start(VmsnapIoThreads *threads);
 
 /**
  * vmsnap_io_threads_attach:
@@ -16,7 +20,8 @@ VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads);
  */
 GMainContext *vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source);
 
-/** Stops and joins the threads: when this returns, none of the sources runs any more. Idempotent. */
+/** Stops and joins the threads: when this returns, none of the sources runs any more. Idempotent, and
+ * possible without a start. */
 void vmsnap_io_threads_stop(VmsnapIoThreads *threads);
 
 /** Stops the threads and frees them; NULL-safe. */

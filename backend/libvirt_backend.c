@@ -307,6 +307,7 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
         if (!vmsnap_libvirt_check_size(snapshot->domain, source->target, disk->base.size_bytes, error))
             return FALSE;
     }
+    vmsnap_io_threads_start(snapshot->threads);
     return TRUE;
 }
 

@@ -108,6 +108,7 @@ static void client_open(Client *client, const Server *server, guint max_connecti
                                        connection_lost, client, &error);
     g_assert_no_error(error);
     g_assert_nonnull(client->pool);
+    vmsnap_io_threads_start(client->threads);
 }
 
 /* In the order in which a backend ends. */

@@ -182,6 +182,7 @@ static int read_from(Habit habit, int *ret_n_reads) {
     VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
     VmsnapNbdPool *pool = vmsnap_nbd_pool_new(threads, server.socket, "", 1, CONNECT_TIMEOUT_MS, lost, NULL, &error);
     g_assert_no_error(error);
+    vmsnap_io_threads_start(threads);
     vmsnap_nbd_pool_read(pool, buffer, sizeof buffer, 4096, reading_done, &reading);
     latch_wait(&reading.called, 1);
     for (size_t i = 0; i < sizeof buffer && !reading.error; i++)
