@@ -280,13 +280,6 @@ static gboolean snapshot_begin_quiesced(LibvirtSnapshot *snapshot, const VmsnapB
     return snapshot_thaw(snapshot, options, begun ? error : NULL) && begun;
 }
 
-static void connection_lost(const char *reason, gpointer user_data) {
-    vmsnap_snapshot_break(user_data,
-                          "QEMU closed the NBD connection (%s): the guest was stopped, or somebody else ended "
-                          "the backup job",
-                          reason);
-}
-
 static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
                                     const GPtrArray *selected, GError **error) {
     snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
@@ -299,8 +292,8 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
         g_autofree char *scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, source->target);
         disk->scratch_name = g_path_get_basename(scratch_path);
         g_ptr_array_add(snapshot->base.disks, disk);
-        disk->pool = vmsnap_nbd_pool_new(snapshot->threads, snapshot->record->socket, source->target,
-                                         options->connections, options->timeout_ms, connection_lost, snapshot, error);
+        disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->record->socket, source->target,
+                                         options->connections, options->timeout_ms, error);
         if (!disk->pool)
             return FALSE;
         disk->base.size_bytes = vmsnap_nbd_pool_get_size(disk->pool);

@@ -42,9 +42,8 @@ struct VmsnapNbdConnection {
     GSource source;
     GMainContext *context; /* of the I/O thread; not owned */
     gpointer fd_tag;
-    GIOCondition events; /* the I/O thread's */
-    VmsnapNbdLostFunc lost;
-    gpointer lost_data;
+    GIOCondition events;      /* the I/O thread's */
+    VmsnapSnapshot *snapshot; /* not owned */
 
     /* GMutex leaves open what it does when its owner tries to get it once more: here, that fails. */
     pthread_mutex_t handle_lock;
@@ -95,9 +94,13 @@ static void request_fail_later(Request *request) {
     g_queue_push_tail_link(&request->connection->failed, &request->link);
 }
 
+/*
+ * Whoever breaks a snapshot does so before he ends its job, and QEMU drops copy-before-write before the export: what
+ * comes after the break may be of the present.
+ */
 static void request_succeed(Request *request) {
     g_queue_unlink(&request->connection->started, &request->link);
-    request_finish(request, 0);
+    request_finish(request, vmsnap_snapshot_is_broken(request->connection->snapshot) ? -EIO : 0);
 }
 
 /* The range of a request in whole blocks of the server. */
@@ -251,7 +254,10 @@ static void connection_refuse_more(VmsnapNbdConnection *connection, GQueue *ret_
 static void connection_lose(VmsnapNbdConnection *connection, const char *reason) {
     GQueue submitted;
     connection_refuse_more(connection, &submitted);
-    connection->lost(reason, connection->lost_data);
+    vmsnap_snapshot_break(connection->snapshot,
+                          "QEMU closed the NBD connection (%s): the guest was stopped, or somebody else ended "
+                          "the backup job",
+                          reason);
     requests_fail(&connection->failed);
     requests_fail(&connection->started);
     requests_fail(&submitted);
@@ -387,14 +393,13 @@ static gboolean connection_read_properties(VmsnapNbdConnection *connection) {
     return size_bytes >= 0;
 }
 
-VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, unsigned timeout_ms,
-                                               VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
+VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, const char *socket, const char *export_name,
+                                               unsigned timeout_ms, GError **error) {
     g_autoptr(VmsnapNbdConnection) connection =
         (VmsnapNbdConnection *)g_source_new(&connection_funcs, sizeof(VmsnapNbdConnection));
     g_mutex_init(&connection->lock);
     (void)pthread_mutex_init(&connection->handle_lock, NULL);
-    connection->lost = lost;
-    connection->lost_data = user_data;
+    connection->snapshot = snapshot;
     connection->nbd = handle_connect(socket, export_name, timeout_ms);
     if (!connection->nbd || !connection_read_properties(connection)) {
         set_nbd_error(error, socket, export_name);

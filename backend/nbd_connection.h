@@ -8,15 +8,8 @@
 typedef struct VmsnapNbdConnection VmsnapNbdConnection;
 
 /**
- * VmsnapNbdLostFunc:
- * @reason: why the connection is of no use any more
- *
- * Called once, on the connection's thread, before the reads in flight are failed.
- */
-typedef void (*VmsnapNbdLostFunc)(const char *reason, gpointer user_data);
-
-/**
  * vmsnap_nbd_connection_new:
+ * @snapshot: broken if the connection is lost, before the reads in flight fail; must outlive the connection
  * @socket: path of a unix socket
  * @export_name: what to open there
  * @timeout_ms: for the server to let us in
@@ -24,8 +17,8 @@ typedef void (*VmsnapNbdLostFunc)(const char *reason, gpointer user_data);
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.
  */
-VmsnapNbdConnection *vmsnap_nbd_connection_new(const char *socket, const char *export_name, unsigned timeout_ms,
-                                               VmsnapNbdLostFunc lost, gpointer user_data, GError **error);
+VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, const char *socket, const char *export_name,
+                                               unsigned timeout_ms, GError **error);
 
 uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);
 

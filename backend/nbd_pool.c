@@ -8,11 +8,10 @@ struct VmsnapNbdPool {
     GPtrArray *connections; /* of VmsnapNbdConnection, owned; at least one; immutable after new */
 };
 
-static gboolean pool_connect(VmsnapNbdPool *pool, const char *socket, const char *export_name, guint max_connections,
-                             unsigned timeout_ms, VmsnapNbdLostFunc lost, gpointer user_data, GError **error) {
+static gboolean pool_connect(VmsnapNbdPool *pool, VmsnapSnapshot *snapshot, const char *socket, const char *export_name,
+                             guint max_connections, unsigned timeout_ms, GError **error) {
     do {
-        VmsnapNbdConnection *connection =
-            vmsnap_nbd_connection_new(socket, export_name, timeout_ms, lost, user_data, error);
+        VmsnapNbdConnection *connection = vmsnap_nbd_connection_new(snapshot, socket, export_name, timeout_ms, error);
         if (!connection)
             return FALSE;
         g_ptr_array_add(pool->connections, connection);
@@ -28,12 +27,12 @@ static gboolean pool_connect(VmsnapNbdPool *pool, const char *socket, const char
     return TRUE;
 }
 
-VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, const char *socket, const char *export_name,
-                                   guint max_connections, unsigned timeout_ms, VmsnapNbdLostFunc lost,
-                                   gpointer user_data, GError **error) {
+VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const char *socket,
+                                   const char *export_name, guint max_connections, unsigned timeout_ms,
+                                   GError **error) {
     g_autoptr(VmsnapNbdPool) pool = g_new0(VmsnapNbdPool, 1);
     pool->connections = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_nbd_connection_free);
-    if (!pool_connect(pool, socket, export_name, max_connections, timeout_ms, lost, user_data, error))
+    if (!pool_connect(pool, snapshot, socket, export_name, max_connections, timeout_ms, error))
         return NULL;
     for (guint i = 0; i < pool->connections->len; i++)
         vmsnap_nbd_connection_attach(g_ptr_array_index(pool->connections, i), threads);

@@ -8,16 +8,15 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
 
 /**
  * vmsnap_nbd_pool_new:
- * @threads: must outlive the pool
+ * @threads: must outlive the pool; they may be started later
+ * @snapshot: broken when a connection is lost, before its reads fail; must outlive the pool
  * @max_connections: at least 1; more than one are made only where the server allows it
  * @timeout_ms: for the server to let each connection in
- * @lost: called with each connection that is lost, before its reads fail; the others go on
  *
  * Connects. Blocks. Returns: the pool, or NULL with @error set.
  */
-VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, const char *socket, const char *export_name,
-                                   guint max_connections, unsigned timeout_ms, VmsnapNbdLostFunc lost,
-                                   gpointer user_data, GError **error);
+VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const char *socket,
+                                   const char *export_name, guint max_connections, unsigned timeout_ms, GError **error);
 
 uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool);
 

@@ -1,225 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The pool of connections against a real server, nbdkit, that delays, fails, limits and dies as it is told. */
-#include "backend/nbd_pool.h"
-
 #include "extents.h"
-#include "latch.h"
+#include "nbd_support.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
 #include <glib/gstdio.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
-
-#define START_TIMEOUT_S 20
-#define CONNECT_TIMEOUT_MS 20000
-#define MAX_READ_BYTES ((size_t)1 << 20)
-
-typedef struct {
-    char *directory; /* of the socket, and of whatever a test puts there */
-    char *socket;
-    GPid pid;
-} Server;
-
-static char *server_path(const Server *server, const char *name) {
-    return g_build_filename(server->directory, name, NULL);
-}
-
-static void server_init(Server *server) {
-    server->pid = 0;
-    server->directory = g_dir_make_tmp("vmsnap-XXXXXX", NULL);
-    server->socket = server_path(server, "nbd.sock");
-}
-
-static gboolean server_has_ended(const Server *server) {
-    return waitpid(server->pid, NULL, WNOHANG) == server->pid;
-}
-
-/* Starts nbdkit with @words, which are split at blanks, and waits until it listens. */
-static void server_run(Server *server, const char *words) {
-    g_autofree char *pid_file = server_path(server, "pid");
-    g_auto(GStrv) more = g_strsplit(words, " ", -1);
-    g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
-    g_autoptr(GError) error = NULL;
-    g_strv_builder_add_many(builder, "nbdkit", "--foreground", "--exit-with-parent",
-                            g_test_verbose() ? "--log=stderr" : "--log=null", "--unix", server->socket, "--pidfile",
-                            pid_file, NULL);
-    g_strv_builder_addv(builder, (const char **)more);
-    g_auto(GStrv) arguments = g_strv_builder_end(builder);
-    (void)g_spawn_async(NULL, arguments, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
-                        &server->pid, &error);
-    g_assert_no_error(error);
-    gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
-    while (!g_file_test(pid_file, G_FILE_TEST_EXISTS)) {
-        if (server_has_ended(server) || g_get_monotonic_time() > deadline_us)
-            g_error("failed to start nbdkit %s", words);
-        g_usleep(1000);
-    }
-}
-
-static void server_start(Server *server, const char *words) {
-    server_init(server);
-    server_run(server, words);
-}
-
-static void server_kill(Server *server) {
-    if (!server->pid)
-        return;
-    (void)kill(server->pid, SIGKILL);
-    (void)waitpid(server->pid, NULL, 0);
-    server->pid = 0;
-}
-
-static void server_clear(Server *server) {
-    server_kill(server);
-    g_autoptr(GDir) directory = g_dir_open(server->directory, 0, NULL);
-    const char *name;
-    while ((name = g_dir_read_name(directory))) {
-        g_autofree char *path = server_path(server, name);
-        (void)g_unlink(path);
-    }
-    g_assert_cmpint(g_rmdir(server->directory), ==, 0);
-    g_free(server->directory);
-    g_free(server->socket);
-}
-
-typedef struct {
-    VmsnapIoThreads *threads;
-    VmsnapNbdPool *pool;
-    Latch lost; /* counts calls of the lost callback */
-} Client;
-
-static void connection_lost(const char *reason, gpointer user_data) {
-    Client *client = user_data;
-    g_assert_cmpint(reason[0], !=, '\0');
-    latch_count(&client->lost);
-}
-
-static void client_open(Client *client, const Server *server, guint max_connections) {
-    g_autoptr(GError) error = NULL;
-    latch_init(&client->lost);
-    client->threads = vmsnap_io_threads_new(2);
-    client->pool = vmsnap_nbd_pool_new(client->threads, server->socket, "", max_connections, CONNECT_TIMEOUT_MS,
-                                       connection_lost, client, &error);
-    g_assert_no_error(error);
-    g_assert_nonnull(client->pool);
-    vmsnap_io_threads_start(client->threads);
-}
-
-/* In the order in which a backend ends. */
-static void client_stop(Client *client) {
-    vmsnap_io_threads_stop(client->threads);
-    vmsnap_nbd_pool_close(client->pool);
-}
-
-static void client_clear(Client *client) {
-    client_stop(client);
-    vmsnap_nbd_pool_free(client->pool);
-    vmsnap_io_threads_free(client->threads);
-    latch_clear(&client->lost);
-}
-
-/* One read or question, and all that came of it. */
-typedef struct {
-    Client *client;
-    Latch called;
-    int error;
-    unsigned lost_before; /* how often a loss had been told by then */
-    uint8_t *buffer;      /* of a read; owned */
-    size_t length;
-    uint64_t offset;
-    GArray *extents; /* of a question; owned */
-} Call;
-
-static void call_done(Call *call, int error) {
-    call->error = error;
-    call->lost_before = latch_get(&call->client->lost);
-    latch_count(&call->called);
-}
-
-static void read_done(int error, gpointer user_data) {
-    call_done(user_data, error);
-}
-
-static void extents_done(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data) {
-    Call *call = user_data;
-    g_assert_true((error == 0) == (n_extents > 0));
-    if (n_extents > 0)
-        g_array_append_vals(call->extents, extents, (guint)n_extents);
-    call_done(call, error);
-}
-
-static void call_init(Call *call, Client *client, uint64_t offset, size_t length) {
-    *call = (Call){.client = client, .length = length, .offset = offset};
-    latch_init(&call->called);
-}
-
-static void call_read(Call *call, Client *client, uint64_t offset, size_t length) {
-    call_init(call, client, offset, length);
-    call->buffer = g_malloc(length);
-    vmsnap_nbd_pool_read(client->pool, call->buffer, length, offset, read_done, call);
-}
-
-static void call_extents(Call *call, Client *client, uint64_t offset, size_t length) {
-    call_init(call, client, offset, length);
-    call->extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
-    vmsnap_nbd_pool_extents(client->pool, offset, length, extents_done, call);
-}
-
-static void call_clear(Call *call) {
-    g_assert_cmpuint(latch_get(&call->called), ==, 1);
-    latch_clear(&call->called);
-    g_free(call->buffer);
-    g_clear_pointer(&call->extents, g_array_unref);
-}
-
-/* The pattern plugin's bytes: each eight of them are their own offset, big-endian. */
-static void pattern_expand(uint8_t *buffer, size_t length, uint64_t offset) {
-    for (size_t i = 0; i < length; i++) {
-        uint64_t position = offset + i;
-        buffer[i] = (uint8_t)((position & ~UINT64_C(7)) >> (8 * (7 - position % 8)));
-    }
-}
-
-static void call_check_pattern(const Call *call) {
-    g_autofree uint8_t *expected = g_malloc(call->length);
-    pattern_expand(expected, call->length, call->offset);
-    g_assert_cmpint(call->error, ==, 0);
-    g_assert_cmpmem(call->buffer, call->length, expected, call->length);
-}
-
-static void check_pattern_read(Client *client, uint64_t offset, size_t length) {
-    Call call;
-    call_read(&call, client, offset, length);
-    latch_wait(&call.called, 1);
-    call_check_pattern(&call);
-    call_clear(&call);
-}
-
-static int read_error(Client *client, uint64_t offset, size_t length) {
-    Call call;
-    call_read(&call, client, offset, length);
-    latch_wait(&call.called, 1);
-    int error = call.error;
-    call_clear(&call);
-    return error;
-}
-
-static void check_random_pattern_reads(Client *client, uint64_t size, int n_reads) {
-    for (int i = 0; i < n_reads; i++) {
-        uint64_t offset = random_below(size);
-        uint64_t longest = MIN(size - offset, i % 10 ? 20000 : MAX_READ_BYTES);
-        check_pattern_read(client, offset, 1 + random_below(longest));
-    }
-    check_pattern_read(client, 0, 1);
-    check_pattern_read(client, size - 1, 1);
-    check_pattern_read(client, 0, MIN(size, MAX_READ_BYTES));
-}
 
 static void test_the_size_is_the_servers(void) {
     static const uint64_t sizes[] = {0, 1, 511, 512, 1000003, UINT64_C(16) << 40};
@@ -245,7 +36,7 @@ static void test_any_range_equals_the_disk(void) {
             server_start(&server, words);
             client_open(&client, &server, max_connections);
             check_random_pattern_reads(&client, sizes[i], 100);
-            g_assert_cmpuint(latch_get(&client.lost), ==, 0);
+            g_assert_false(client_is_broken(&client));
             client_clear(&client);
             server_clear(&server);
         }
@@ -449,7 +240,7 @@ static void test_an_error_of_the_server_is_eio_and_no_loss(void) {
             g_assert_cmpint(read_error(&client, random_below(900000), 4096), ==, -EIO);
         g_assert_cmpint(g_unlink(trigger), ==, 0);
         check_random_pattern_reads(&client, 1000003, 5);
-        g_assert_cmpuint(latch_get(&client.lost), ==, 0);
+        g_assert_false(client_is_broken(&client));
         client_clear(&client);
         server_clear(&server);
     }
@@ -466,7 +257,7 @@ static void test_a_question_that_fails_is_eio_and_no_loss(void) {
     g_assert_cmpint(question.error, ==, -EIO);
     call_clear(&question);
     g_assert_cmpint(read_error(&client, 0, 1000003), ==, 0);
-    g_assert_cmpuint(latch_get(&client.lost), ==, 0);
+    g_assert_false(client_is_broken(&client));
     client_clear(&client);
     server_clear(&server);
 }
@@ -497,11 +288,10 @@ static void test_a_server_that_dies_fails_what_is_in_flight_once(void) {
             latch_wait(&calls[i].called, 1);
             g_assert_cmpint(calls[i].error, ==, -EIO);
         }
-        latch_wait(&client.lost, 1);
+        client_wait_broken(&client, "QEMU closed the NBD connection");
         client_stop(&client);
         for (unsigned i = 0; i < N_IN_FLIGHT; i++)
             call_clear(&calls[i]);
-        g_assert_cmpuint(latch_get(&client.lost), <=, connections);
         client_clear(&client);
         server_clear(&server);
     }
@@ -520,7 +310,7 @@ static void test_the_loss_is_told_before_the_reads_fail(void) {
     for (unsigned i = 0; i < N_IN_FLIGHT; i++)
         latch_wait(&calls[i].called, 1);
     for (unsigned i = 0; i < N_IN_FLIGHT; i++) {
-        g_assert_cmpuint(calls[i].lost_before, ==, 1);
+        g_assert_true(calls[i].was_broken);
         call_clear(&calls[i]);
     }
     client_clear(&client);
@@ -534,7 +324,7 @@ static void test_after_the_loss_everything_fails(void) {
     client_open(&client, &server, 2);
     check_random_pattern_reads(&client, 10 << 20, 5);
     server_kill(&server);
-    latch_wait(&client.lost, 1);
+    client_wait_broken(&client, "QEMU closed the NBD connection");
     for (int i = 0; i < 20; i++) {
         Call question;
         g_assert_cmpint(read_error(&client, (uint64_t)i, 4096), ==, -EIO);
@@ -553,7 +343,7 @@ static void test_an_idle_connection_notices_the_loss(void) {
     server_start(&server, "memory 10M");
     client_open(&client, &server, 1);
     server_kill(&server);
-    latch_wait(&client.lost, 1);
+    client_wait_broken(&client, "QEMU closed the NBD connection");
     client_clear(&client);
     server_clear(&server);
 }
@@ -577,7 +367,7 @@ static void test_close_fails_what_is_in_flight_before_it_returns(void) {
         client_stop(&client);
         for (unsigned i = 0; i < N_IN_FLIGHT; i++)
             call_clear(&calls[i]);
-        g_assert_cmpuint(latch_get(&client.lost), ==, 0);
+        g_assert_false(client_is_broken(&client));
         client_clear(&client);
         server_clear(&server);
     }
@@ -737,9 +527,12 @@ static void test_callbacks_may_begin_further_reads(void) {
 
 static void check_no_pool_within(unsigned timeout_ms, const char *socket, const char *export_name, const char *said) {
     g_autoptr(GError) error = NULL;
+    VmsnapSnapshot snapshot = {0};
+    vmsnap_snapshot_init(&snapshot, NULL);
     VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
-    g_assert_null(vmsnap_nbd_pool_new(threads, socket, export_name, 2, timeout_ms, connection_lost, NULL, &error));
+    g_assert_null(vmsnap_nbd_pool_new(threads, &snapshot, socket, export_name, 2, timeout_ms, &error));
     vmsnap_io_threads_free(threads);
+    vmsnap_snapshot_clear(&snapshot);
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     g_assert_nonnull(strstr(error->message, socket));
     g_assert_nonnull(strstr(error->message, export_name));

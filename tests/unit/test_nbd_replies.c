@@ -155,11 +155,6 @@ static void server_clear(Server *server) {
     g_free(server->directory);
 }
 
-static void lost(const char *reason, gpointer user_data) {
-    (void)user_data;
-    g_error("the connection is lost: %s", reason);
-}
-
 typedef struct {
     Latch called;
     int error;
@@ -175,12 +170,14 @@ static void reading_done(int error, gpointer user_data) {
 static int read_from(Habit habit, int *ret_n_reads) {
     Server server;
     Reading reading = {0};
+    VmsnapSnapshot snapshot = {0};
     g_autoptr(GError) error = NULL;
     uint8_t buffer[READ_BYTES];
     server_start(&server, habit);
     latch_init(&reading.called);
+    vmsnap_snapshot_init(&snapshot, NULL);
     VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
-    VmsnapNbdPool *pool = vmsnap_nbd_pool_new(threads, server.socket, "", 1, CONNECT_TIMEOUT_MS, lost, NULL, &error);
+    VmsnapNbdPool *pool = vmsnap_nbd_pool_new(threads, &snapshot, server.socket, "", 1, CONNECT_TIMEOUT_MS, &error);
     g_assert_no_error(error);
     vmsnap_io_threads_start(threads);
     vmsnap_nbd_pool_read(pool, buffer, sizeof buffer, 4096, reading_done, &reading);
@@ -191,6 +188,8 @@ static int read_from(Habit habit, int *ret_n_reads) {
     vmsnap_io_threads_stop(threads);
     vmsnap_nbd_pool_free(pool);
     vmsnap_io_threads_free(threads);
+    g_assert_false(vmsnap_snapshot_is_broken(&snapshot));
+    vmsnap_snapshot_clear(&snapshot);
     server_clear(&server);
     g_assert_cmpuint(latch_get(&reading.called), ==, 1);
     latch_clear(&reading.called);

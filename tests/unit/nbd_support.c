@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "nbd_support.h"
+
+#include "extents.h"
+
+#include <glib/gstdio.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+char *server_path(const Server *server, const char *name) {
+    return g_build_filename(server->directory, name, NULL);
+}
+
+void server_init(Server *server) {
+    server->pid = 0;
+    server->directory = g_dir_make_tmp("vmsnap-XXXXXX", NULL);
+    server->socket = server_path(server, "nbd.sock");
+}
+
+gboolean server_has_ended(const Server *server) {
+    return waitpid(server->pid, NULL, WNOHANG) == server->pid;
+}
+
+void server_run(Server *server, const char *words) {
+    g_autofree char *pid_file = server_path(server, "pid");
+    g_auto(GStrv) more = g_strsplit(words, " ", -1);
+    g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
+    g_autoptr(GError) error = NULL;
+    g_strv_builder_add_many(builder, "nbdkit", "--foreground", "--exit-with-parent",
+                            g_test_verbose() ? "--log=stderr" : "--log=null", "--unix", server->socket, "--pidfile",
+                            pid_file, NULL);
+    g_strv_builder_addv(builder, (const char **)more);
+    g_auto(GStrv) arguments = g_strv_builder_end(builder);
+    (void)g_spawn_async(NULL, arguments, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
+                        &server->pid, &error);
+    g_assert_no_error(error);
+    gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
+    while (!g_file_test(pid_file, G_FILE_TEST_EXISTS)) {
+        if (server_has_ended(server) || g_get_monotonic_time() > deadline_us)
+            g_error("failed to start nbdkit %s", words);
+        g_usleep(1000);
+    }
+}
+
+void server_start(Server *server, const char *words) {
+    server_init(server);
+    server_run(server, words);
+}
+
+void server_kill(Server *server) {
+    if (!server->pid)
+        return;
+    (void)kill(server->pid, SIGKILL);
+    (void)waitpid(server->pid, NULL, 0);
+    server->pid = 0;
+}
+
+void server_clear(Server *server) {
+    server_kill(server);
+    g_autoptr(GDir) directory = g_dir_open(server->directory, 0, NULL);
+    const char *name;
+    while ((name = g_dir_read_name(directory))) {
+        g_autofree char *path = server_path(server, name);
+        (void)g_unlink(path);
+    }
+    g_assert_cmpint(g_rmdir(server->directory), ==, 0);
+    g_free(server->directory);
+    g_free(server->socket);
+}
+
+void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms) {
+    g_autoptr(GError) error = NULL;
+    client->snapshot = (VmsnapSnapshot){0};
+    vmsnap_snapshot_init(&client->snapshot, NULL);
+    client->threads = vmsnap_io_threads_new(2);
+    client->pool =
+        vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", max_connections, timeout_ms, &error);
+    g_assert_no_error(error);
+    g_assert_nonnull(client->pool);
+}
+
+void client_open(Client *client, const Server *server, guint max_connections) {
+    client_open_within(client, server->socket, max_connections, CONNECT_TIMEOUT_MS);
+    vmsnap_io_threads_start(client->threads);
+}
+
+void client_stop(Client *client) {
+    vmsnap_io_threads_stop(client->threads);
+    vmsnap_nbd_pool_close(client->pool);
+}
+
+void client_clear(Client *client) {
+    client_stop(client);
+    vmsnap_nbd_pool_free(client->pool);
+    vmsnap_io_threads_free(client->threads);
+    vmsnap_snapshot_clear(&client->snapshot);
+}
+
+gboolean client_is_broken(const Client *client) {
+    return vmsnap_snapshot_is_broken(&client->snapshot);
+}
+
+void client_wait_broken(Client *client, const char *said) {
+    gint64 deadline_us = g_get_monotonic_time() + LATCH_TIMEOUT_S * G_USEC_PER_SEC;
+    while (!client_is_broken(client)) {
+        if (g_get_monotonic_time() > deadline_us)
+            g_error("the snapshot did not break within %d s", LATCH_TIMEOUT_S);
+        g_usleep(1000);
+    }
+    g_autofree char *reason = vmsnap_snapshot_dup_break_reason(&client->snapshot);
+    g_test_message("%s", reason);
+    g_assert_nonnull(strstr(reason, said));
+}
+
+static void call_done(Call *call, int error) {
+    call->error = error;
+    call->was_broken = client_is_broken(call->client);
+    latch_count(&call->called);
+}
+
+static void read_done(int error, gpointer user_data) {
+    call_done(user_data, error);
+}
+
+static void extents_done(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data) {
+    Call *call = user_data;
+    g_assert_true((error == 0) == (n_extents > 0));
+    if (n_extents > 0)
+        g_array_append_vals(call->extents, extents, (guint)n_extents);
+    call_done(call, error);
+}
+
+static void call_init(Call *call, Client *client, uint64_t offset, size_t length) {
+    *call = (Call){.client = client, .length = length, .offset = offset};
+    latch_init(&call->called);
+}
+
+void call_read(Call *call, Client *client, uint64_t offset, size_t length) {
+    call_init(call, client, offset, length);
+    call->buffer = g_malloc(length);
+    vmsnap_nbd_pool_read(client->pool, call->buffer, length, offset, read_done, call);
+}
+
+void call_extents(Call *call, Client *client, uint64_t offset, size_t length) {
+    call_init(call, client, offset, length);
+    call->extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    vmsnap_nbd_pool_extents(client->pool, offset, length, extents_done, call);
+}
+
+void call_clear(Call *call) {
+    g_assert_cmpuint(latch_get(&call->called), ==, 1);
+    latch_clear(&call->called);
+    g_free(call->buffer);
+    g_clear_pointer(&call->extents, g_array_unref);
+}
+
+/* The pattern plugin's bytes: each eight of them are their own offset, big-endian. */
+static void pattern_expand(uint8_t *buffer, size_t length, uint64_t offset) {
+    for (size_t i = 0; i < length; i++) {
+        uint64_t position = offset + i;
+        buffer[i] = (uint8_t)((position & ~UINT64_C(7)) >> (8 * (7 - position % 8)));
+    }
+}
+
+void call_check_pattern(const Call *call) {
+    g_autofree uint8_t *expected = g_malloc(call->length);
+    pattern_expand(expected, call->length, call->offset);
+    g_assert_cmpint(call->error, ==, 0);
+    g_assert_cmpmem(call->buffer, call->length, expected, call->length);
+}
+
+void check_pattern_read(Client *client, uint64_t offset, size_t length) {
+    Call call;
+    call_read(&call, client, offset, length);
+    latch_wait(&call.called, 1);
+    call_check_pattern(&call);
+    call_clear(&call);
+}
+
+int read_error(Client *client, uint64_t offset, size_t length) {
+    Call call;
+    call_read(&call, client, offset, length);
+    latch_wait(&call.called, 1);
+    int error = call.error;
+    call_clear(&call);
+    return error;
+}
+
+void check_random_pattern_reads(Client *client, uint64_t size, int n_reads) {
+    for (int i = 0; i < n_reads; i++) {
+        uint64_t offset = random_below(size);
+        uint64_t longest = MIN(size - offset, i % 10 ? 20000 : MAX_READ_BYTES);
+        check_pattern_read(client, offset, 1 + random_below(longest));
+    }
+    check_pattern_read(client, 0, 1);
+    check_pattern_read(client, size - 1, 1);
+    check_pattern_read(client, 0, MIN(size, MAX_READ_BYTES));
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What tests of NBD share: nbdkit, a pool that is connected to it, and what is asked of it. */
+#pragma once
+
+#include "backend/nbd_pool.h"
+#include "latch.h"
+
+#define START_TIMEOUT_S 20
+#define CONNECT_TIMEOUT_MS 20000
+#define MAX_READ_BYTES ((size_t)1 << 20)
+
+typedef struct {
+    char *directory; /* of the socket, and of whatever a test puts there */
+    char *socket;
+    GPid pid;
+} Server;
+
+char *server_path(const Server *server, const char *name);
+
+void server_init(Server *server);
+
+/** Starts nbdkit with @words, which are split at blanks, and waits until it listens. */
+void server_run(Server *server, const char *words);
+
+/** Both of these. */
+void server_start(Server *server, const char *words);
+
+gboolean server_has_ended(const Server *server);
+
+void server_kill(Server *server);
+
+void server_clear(Server *server);
+
+typedef struct {
+    VmsnapSnapshot snapshot;
+    VmsnapIoThreads *threads;
+    VmsnapNbdPool *pool;
+} Client;
+
+void client_open(Client *client, const Server *server, guint max_connections);
+
+/** Leaves it to the caller to start the threads. */
+void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms);
+
+gboolean client_is_broken(const Client *client);
+
+/** Waits until the snapshot is broken for a reason with the words @said. */
+void client_wait_broken(Client *client, const char *said);
+
+/** In the order in which a backend ends. */
+void client_stop(Client *client);
+
+void client_clear(Client *client);
+
+/** One read or question, and all that came of it. */
+typedef struct {
+    Client *client;
+    Latch called;
+    int error;
+    gboolean was_broken; /* the snapshot was by then */
+    uint8_t *buffer;     /* of a read; owned */
+    size_t length;
+    uint64_t offset;
+    GArray *extents; /* of a question; owned */
+} Call;
+
+void call_read(Call *call, Client *client, uint64_t offset, size_t length);
+
+void call_extents(Call *call, Client *client, uint64_t offset, size_t length);
+
+/** It must have been answered once. */
+void call_clear(Call *call);
+
+/** Of a read that is done, from nbdkit's pattern plugin. */
+void call_check_pattern(const Call *call);
+
+void check_pattern_read(Client *client, uint64_t offset, size_t length);
+
+void check_random_pattern_reads(Client *client, uint64_t size, int n_reads);
+
+/** Returns: with what a read ends. */
+int read_error(Client *client, uint64_t offset, size_t length);
