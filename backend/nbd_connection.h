@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One connection to one NBD export. This file's implementation is the only user of libnbd. */
+/* One connection to one NBD export. */
 #pragma once
 
 #include "io_threads.h"
@@ -10,14 +10,14 @@ typedef struct VmsnapNbdConnection VmsnapNbdConnection;
 /**
  * vmsnap_nbd_connection_new:
  * @snapshot: broken if the connection is lost, before the reads in flight fail; must outlive the connection
- * @socket: path of a unix socket
+ * @socket_fd: from vmsnap_nbd_socket_open(); not consumed, must outlive the connection
  * @export_name: what to open there
  * @timeout_ms: for the server to let us in
  *
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.
  */
-VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, const char *socket, const char *export_name,
+VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, int socket_fd, const char *export_name,
                                                unsigned timeout_ms, GError **error);
 
 uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);

@@ -10,6 +10,7 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
  * vmsnap_nbd_pool_new:
  * @threads: must outlive the pool; they may be started later
  * @snapshot: broken when a connection is lost, before its reads fail; must outlive the pool
+ * @socket: path of a unix socket
  * @max_connections: at least 1; more than one are made only where the server allows it
  * @timeout_ms: for the server to let each connection in
  *

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * libnbd's handles: how one is made, and what an export told when it was opened. A handle serves one connection only,
+ * so that each new connection is a new handle.
+ */
+#pragma once
+
+#include <glib.h>
+#include <libnbd.h>
+#include <stdint.h>
+
+/** What an export told. */
+typedef struct {
+    uint64_t size_bytes;
+    uint64_t block_bytes;    /* ranges must be made of blocks of this size */
+    gboolean is_multi_conn;  /* several connections show the same data */
+    gboolean has_allocation; /* it tells extents */
+} VmsnapNbdExport;
+
+/**
+ * vmsnap_nbd_socket_open:
+ * @path: of a unix socket
+ *
+ * Opens a socket to connect to, as often as need be.
+ * Returns: a descriptor (O_PATH), or -1 with errno set.
+ */
+int vmsnap_nbd_socket_open(const char *path);
+
+/**
+ * vmsnap_nbd_handle_new:
+ *
+ * Begins to connect. Does not block. Returns: the handle, or NULL with libnbd's error set.
+ */
+struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name);
+
+/** Blocks until the server has let @nbd in. Returns: FALSE if it has not within @timeout_ms. */
+gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms);
+
+/** Returns: whether the server tells of an export that can be used. */
+gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, VmsnapNbdExport *ret_export);
+
+/** Sends and receives what is possible. Returns: -1 with libnbd's error set if the connection is of no use any more. */
+int vmsnap_nbd_handle_notify(struct nbd_handle *nbd, GIOCondition events);
+
+/** Returns: what the handle waits for. */
+GIOCondition vmsnap_nbd_handle_get_events(struct nbd_handle *nbd);

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "nbd_request.h"
+
+#include <string.h>
+
+VmsnapNbdRequest *vmsnap_nbd_request_new_read(void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
+                                              gpointer user_data) {
+    VmsnapNbdRequest *request = g_new0(VmsnapNbdRequest, 1);
+    g_assert(done);
+    request->link.data = request;
+    request->buffer = buffer;
+    request->length = length;
+    request->offset = offset;
+    request->read_done = done;
+    request->user_data = user_data;
+    return request;
+}
+
+VmsnapNbdRequest *vmsnap_nbd_request_new_extents(uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
+                                                 gpointer user_data) {
+    VmsnapNbdRequest *request = g_new0(VmsnapNbdRequest, 1);
+    g_assert(done);
+    request->link.data = request;
+    request->extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    request->length = length;
+    request->offset = offset;
+    request->extents_done = done;
+    request->user_data = user_data;
+    return request;
+}
+
+void vmsnap_nbd_request_finish(VmsnapNbdRequest *request, int error) {
+    if (request->extents_done)
+        request->extents_done(error, error ? NULL : &g_array_index(request->extents, VmsnapExtent, 0),
+                              error ? 0 : request->extents->len, request->user_data);
+    else
+        request->read_done(error, request->user_data);
+    if (request->extents)
+        g_array_unref(request->extents);
+    g_free(request->aligned_buffer);
+    g_free(request);
+}
+
+/* The owner may free the request. */
+static void request_tell(VmsnapNbdRequest *request, VmsnapNbdAnswer answer) {
+    if (request->told)
+        *request->told = TRUE;
+    request->told = NULL;
+    request->answered(request, answer, request->owner);
+}
+
+/* The range of a request in whole blocks of the server. */
+static void request_align(const VmsnapNbdRequest *request, uint64_t *ret_start, uint64_t *ret_end) {
+    uint64_t block_bytes = request->export->block_bytes;
+    uint64_t end = (request->offset + request->length + block_bytes - 1) / block_bytes * block_bytes;
+    *ret_start = request->offset / block_bytes * block_bytes;
+    *ret_end = MIN(end, request->export->size_bytes);
+}
+
+static int read_received(void *user_data, const void *data, size_t length, uint64_t offset, unsigned status,
+                         int *error) {
+    (void)data;
+    (void)error;
+    VmsnapNbdRequest *request = user_data;
+    uint64_t start, end;
+    request_align(request, &start, &end);
+    if (status != LIBNBD_READ_ERROR && offset == start + request->received_bytes)
+        request->received_bytes += length;
+    return 0;
+}
+
+static gboolean read_is_whole(const VmsnapNbdRequest *request) {
+    uint64_t start, end;
+    request_align(request, &start, &end);
+    return request->received_bytes == end - start;
+}
+
+/* libnbd's completion callbacks; 1 tells it to forget the command. */
+static int read_completed(void *user_data, int *error) {
+    VmsnapNbdRequest *request = user_data;
+    if (*error) {
+        request_tell(request, VMSNAP_NBD_ANSWER_ERROR);
+    } else if (read_is_whole(request)) {
+        if (request->aligned_buffer)
+            memcpy(request->buffer, request->aligned_buffer + request->offset % request->export->block_bytes,
+                   request->length);
+        request_tell(request, VMSNAP_NBD_ANSWER_GOOD);
+    } else if (request->unfragmented) {
+        request_tell(request, VMSNAP_NBD_ANSWER_ERROR);
+    } else {
+        request->unfragmented = TRUE;
+        request->received_bytes = 0;
+        request_tell(request, VMSNAP_NBD_ANSWER_AGAIN);
+    }
+    return 1;
+}
+
+static int extents_completed(void *user_data, int *error) {
+    VmsnapNbdRequest *request = user_data;
+    if (*error)
+        request_tell(request, VMSNAP_NBD_ANSWER_ERROR);
+    else
+        request_tell(request, request->extents->len > 0 ? VMSNAP_NBD_ANSWER_GOOD : VMSNAP_NBD_ANSWER_ERROR);
+    return 1;
+}
+
+/* Only ZERO tells content; HOLE tells how it is stored. Entries are pairs of length and flags. */
+static int extents_received(void *user_data, const char *context, uint64_t offset, uint32_t *entries, size_t n_entries,
+                            int *error) {
+    (void)error;
+    VmsnapNbdRequest *request = user_data;
+    if (!g_str_equal(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
+        return 0;
+    /* A server may send more than one answer, and only the first may say what a byte is. */
+    uint64_t skip = request->offset + request->told_bytes - MIN(request->offset, offset);
+    uint64_t left = request->length - request->told_bytes;
+    for (size_t i = 0; i + 1 < n_entries && left > 0; i += 2) {
+        uint64_t skipped = MIN(entries[i], skip);
+        gboolean zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
+        VmsnapExtent extent = {
+            .length_bytes = MIN(entries[i] - skipped, left),
+            .kind = zero ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA,
+        };
+        skip -= skipped;
+        left -= extent.length_bytes;
+        request->told_bytes += extent.length_bytes;
+        if (extent.length_bytes > 0)
+            g_array_append_val(request->extents, extent);
+    }
+    return 0;
+}
+
+static int64_t request_send_extents(VmsnapNbdRequest *request, struct nbd_handle *nbd) {
+    uint64_t start, end;
+    request_align(request, &start, &end);
+    nbd_extent_callback received = {.callback = extents_received, .user_data = request};
+    nbd_completion_callback completed = {.callback = extents_completed, .user_data = request};
+    return nbd_aio_block_status(nbd, end - start, start, received, completed, 0);
+}
+
+static int64_t request_send_read(VmsnapNbdRequest *request, struct nbd_handle *nbd) {
+    uint64_t start, end;
+    request_align(request, &start, &end);
+    if (end - start != request->length && !request->aligned_buffer)
+        request->aligned_buffer = g_malloc(end - start);
+    void *buffer = request->aligned_buffer ? request->aligned_buffer : request->buffer;
+    uint32_t flags = request->unfragmented ? LIBNBD_CMD_FLAG_DF : 0;
+    nbd_chunk_callback received = {.callback = read_received, .user_data = request};
+    nbd_completion_callback completed = {.callback = read_completed, .user_data = request};
+    return nbd_aio_pread_structured(nbd, buffer, end - start, start, received, completed, flags);
+}
+
+/*
+ * libnbd may complete a command before the call returns. The request may be gone then, and the cookie means nothing:
+ * libnbd takes it from the command, which it has freed by that time.
+ */
+gboolean vmsnap_nbd_request_send(VmsnapNbdRequest *request, struct nbd_handle *nbd) {
+    /* A server that does not tell extents has only data. */
+    if (request->extents && !request->export->has_allocation) {
+        VmsnapExtent extent = {.length_bytes = request->length, .kind = VMSNAP_EXTENT_DATA};
+        g_array_append_val(request->extents, extent);
+        request_tell(request, VMSNAP_NBD_ANSWER_GOOD);
+        return TRUE;
+    }
+    gboolean told = FALSE;
+    request->told = &told;
+    int64_t cookie = request->extents ? request_send_extents(request, nbd) : request_send_read(request, nbd);
+    if (told)
+        return TRUE;
+    request->told = NULL;
+    return cookie >= 0;
+}
