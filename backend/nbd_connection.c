@@ -7,6 +7,18 @@
  *
  * A request is in exactly one list: submitted, then started, then done. One that the server fails waits in a third list
  * until the I/O thread knows whether the connection is lost.
+ *
+ * States, all changes of which are made by the I/O thread:
+ *
+ *   connected   there is a handle (nbd) that requests are started with
+ *   connecting  the handle is gone; another one (next) shakes hands. Requests wait in submitted, those first that were
+ *               started with the handle before: whoever reads does not notice
+ *   pausing     there is no handle, after a try that failed, until the next try
+ *   closed      the connection is lost for good and the snapshot broken, or it was closed: all requests fail
+ *
+ * A connection that is cut is tried again at once, then after pauses, for timeout_ms. Unless nobody listens: then QEMU
+ * or its job is gone. What a server does after it let us in may be the same each time, so that only answers count as
+ * success.
  */
 #include "nbd_connection.h"
 
@@ -17,6 +29,13 @@
 #include <errno.h>
 #include <pthread.h>
 
+#define MIN_PAUSE_MS 100
+#define MAX_PAUSE_MS 1000
+/* How often one looks, at most, whether somebody else broke the snapshot. */
+#define LOOK_MS 1000
+/* A server may be too busy to let us in soon; to try again too early would fill its queue. */
+#define MIN_HANDSHAKE_MS 5000
+
 struct VmsnapNbdConnection {
     GSource source;
     GMainContext *context;    /* of the I/O thread; not owned; immutable once attached */
@@ -26,15 +45,28 @@ struct VmsnapNbdConnection {
     unsigned timeout_ms;
     VmsnapNbdExport export;
 
-    gpointer fd_tag; /* the I/O thread's, as events */
+    /* These are the I/O thread's. */
+    gpointer fd_tag; /* of the handle's descriptor; NULL while there is no handle */
     GIOCondition events;
+    struct nbd_handle *next; /* owned; NULL unless connecting */
+    char *loss_reason;       /* owned; of the first loss after the last answer */
+    gint64 lost_us;          /* when that was */
+    gint64 connected_us;     /* when the server let us in; 0 at the first time */
+    gint64 attempt_us;       /* when to try next */
+    gint64 attempt_end_us;   /* when to give up on this try */
+    unsigned pause_ms;       /* before that; 0 after an answer */
 
     /* GMutex leaves open what it does when its owner tries to get it once more: here, that fails. */
     pthread_mutex_t handle_lock;
-    struct nbd_handle *nbd; /* guarded by handle_lock once attached; NULL once lost or closed */
-    GQueue started;         /* guarded by handle_lock, as all down to death_reason */
+    /*
+     * NULL unless connected; owned. Guarded by handle_lock once attached, as all down to answered; but nobody else
+     * changes it, so the I/O thread may look whether it is there without the lock.
+     */
+    struct nbd_handle *nbd;
+    GQueue started;
     GQueue failed;
     char *death_reason;  /* owned; what killed the handle while a request was started */
+    gboolean answered;   /* the server has answered a request since it let us in */
     int needs_io_thread; /* atomic; there is something that whoever had the handle could not do */
 
     int load;         /* atomic */
@@ -59,10 +91,14 @@ static void request_queue(VmsnapNbdRequest *request);
 
 /*
  * Whoever breaks a snapshot does so before he ends its job, and QEMU drops copy-before-write before the export: what
- * comes after the break may be of the present.
+ * comes after the break may be of the present. A request whose answer is lost stays started, until the I/O thread sees
+ * to it.
  */
 static void request_answered(VmsnapNbdRequest *request, VmsnapNbdAnswer answer, gpointer owner) {
     VmsnapNbdConnection *connection = owner;
+    if (answer == VMSNAP_NBD_ANSWER_LOST)
+        return;
+    connection->answered = TRUE;
     g_queue_unlink(&connection->started, &request->link);
     if (answer == VMSNAP_NBD_ANSWER_ERROR)
         g_queue_push_tail_link(&connection->failed, &request->link);
@@ -77,9 +113,10 @@ static void request_start(VmsnapNbdRequest *request) {
     g_queue_push_tail_link(&connection->started, &request->link);
     gboolean sent = vmsnap_nbd_request_send(request, connection->nbd);
     /* libnbd keeps its errors for the thread that met them. */
-    if (nbd_aio_is_dead(connection->nbd) && !connection->death_reason)
-        connection->death_reason = g_strdup(nbd_get_error());
-    if (!sent) {
+    if (nbd_aio_is_dead(connection->nbd)) {
+        if (!connection->death_reason)
+            connection->death_reason = g_strdup(nbd_get_error());
+    } else if (!sent) {
         g_queue_unlink(&connection->started, &request->link);
         g_queue_push_tail_link(&connection->failed, &request->link);
     }
@@ -122,45 +159,199 @@ static void connection_update_events(VmsnapNbdConnection *connection, struct nbd
     g_source_modify_unix_fd(&connection->source, connection->fd_tag, events);
 }
 
-/* nbd_close() drops commands without a callback: they are in started, and fail here. */
-static void connection_fail_all(VmsnapNbdConnection *connection) {
-    GQueue submitted;
-    connection_refuse_more(connection, &submitted);
+/*
+ * libnbd fails all commands when it loses the connection, and nbd_close() drops those that it has not failed, without a
+ * callback: they are in started, either way.
+ */
+static void connection_drop_handles(VmsnapNbdConnection *connection) {
     connection_unwatch_handle(connection);
     g_clear_pointer(&connection->nbd, nbd_close);
+    g_clear_pointer(&connection->next, nbd_close);
+}
+
+/* For a snapshot that is broken. Returns: FALSE, that the connection does not live any more. */
+static gboolean connection_give_up(VmsnapNbdConnection *connection) {
+    GQueue submitted;
+    connection_refuse_more(connection, &submitted);
+    connection_drop_handles(connection);
     requests_fail(&connection->failed);
     requests_fail(&connection->started);
     requests_fail(&submitted);
-}
-
-/* Returns: FALSE, that the connection does not live any more. */
-static gboolean connection_lose(VmsnapNbdConnection *connection, const char *reason) {
-    vmsnap_snapshot_break(connection->snapshot,
-                          "QEMU closed the NBD connection (%s): the guest was stopped, or somebody else ended "
-                          "the backup job",
-                          reason ? reason : "the server closed the connection");
-    connection_fail_all(connection);
     return FALSE;
 }
 
+static unsigned timeout_s(const VmsnapNbdConnection *connection) {
+    return (connection->timeout_ms + 999) / 1000;
+}
+
+static gint64 timeout_us(const VmsnapNbdConnection *connection) {
+    return (gint64)connection->timeout_ms * 1000;
+}
+
+static gboolean connection_give_up_silent(VmsnapNbdConnection *connection) {
+    vmsnap_snapshot_break(connection->snapshot, "QEMU has not answered for %u s", timeout_s(connection));
+    return connection_give_up(connection);
+}
+
+static gboolean connection_give_up_closed(VmsnapNbdConnection *connection) {
+    vmsnap_snapshot_break(connection->snapshot,
+                          "QEMU closed the NBD connection (%s): the guest was stopped, or somebody else ended "
+                          "the backup job",
+                          connection->loss_reason);
+    return connection_give_up(connection);
+}
+
+/*
+ * Puts back what was started, ahead of all that came later. Returns: FALSE if something has been put back before, and
+ * that so long ago that its sender must not wait any longer.
+ */
+static gboolean connection_take_back(VmsnapNbdConnection *connection, gint64 now_us) {
+    gboolean in_time = TRUE;
+    GList *link;
+    while ((link = g_queue_pop_tail_link(&connection->failed)))
+        g_queue_push_head_link(&connection->started, link);
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&connection->lock);
+    while ((link = g_queue_pop_tail_link(&connection->started))) {
+        VmsnapNbdRequest *request = link->data;
+        if (!request->interrupted_us)
+            request->interrupted_us = now_us;
+        in_time = in_time && now_us - request->interrupted_us < timeout_us(connection);
+        vmsnap_nbd_request_reset(request);
+        g_queue_push_head_link(&connection->submitted, link);
+    }
+    return in_time;
+}
+
+static void connection_pause(VmsnapNbdConnection *connection, gint64 now_us) {
+    connection->pause_ms = connection->pause_ms ? MIN(2 * connection->pause_ms, MAX_PAUSE_MS) : MIN_PAUSE_MS;
+    connection->attempt_us = now_us + connection->pause_ms * 1000;
+}
+
+typedef enum {
+    ATTEMPT_WAITS, /* for the server, or for its time to come */
+    ATTEMPT_CONNECTED,
+    ATTEMPT_FAILED,
+    ATTEMPT_FUTILE, /* nobody listens */
+} Attempt;
+
+/* ENOENT is also what libnbd makes of a server that has no such export any more. */
+static Attempt attempt_judge(const VmsnapNbdConnection *connection, int error) {
+    gboolean futile = error == ECONNREFUSED || error == ENOENT || vmsnap_nbd_socket_is_gone(connection->socket_fd);
+    return futile ? ATTEMPT_FUTILE : ATTEMPT_FAILED;
+}
+
+static Attempt attempt_begin(VmsnapNbdConnection *connection, gint64 now_us) {
+    if (now_us < connection->attempt_us)
+        return ATTEMPT_WAITS;
+    if (vmsnap_nbd_socket_is_gone(connection->socket_fd))
+        return ATTEMPT_FUTILE;
+    connection->next = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name);
+    if (!connection->next)
+        return attempt_judge(connection, nbd_get_errno());
+    connection_watch_handle(connection, connection->next);
+    connection->attempt_end_us = now_us + MAX(timeout_us(connection) / 4, MIN_HANDSHAKE_MS * 1000);
+    return ATTEMPT_WAITS;
+}
+
+static Attempt attempt_go_on(VmsnapNbdConnection *connection, GIOCondition events, gint64 now_us) {
+    int error = vmsnap_nbd_handle_notify(connection->next, events) == 0 ? 0 : nbd_get_errno();
+    if (error == 0 && nbd_aio_is_ready(connection->next))
+        return ATTEMPT_CONNECTED;
+    if (error == 0 && nbd_aio_is_connecting(connection->next) && now_us < connection->attempt_end_us) {
+        connection_update_events(connection, connection->next);
+        return ATTEMPT_WAITS;
+    }
+    connection_drop_handles(connection);
+    return attempt_judge(connection, error);
+}
+
+static gboolean connection_resume(VmsnapNbdConnection *connection, gint64 now_us);
+
+/* Goes on towards a new connection as far as it gets without waiting. Returns: whether there is hope. */
+static gboolean connection_reconnect(VmsnapNbdConnection *connection, GIOCondition events, gint64 now_us) {
+    if (vmsnap_snapshot_is_broken(connection->snapshot))
+        return connection_give_up(connection);
+    Attempt attempt = connection->next ? attempt_go_on(connection, events, now_us) : attempt_begin(connection, now_us);
+    if (attempt == ATTEMPT_CONNECTED)
+        return connection_resume(connection, now_us);
+    if (attempt == ATTEMPT_FUTILE)
+        return connection_give_up_closed(connection);
+    if (attempt == ATTEMPT_FAILED)
+        connection_pause(connection, now_us);
+    gint64 end_us = connection->lost_us + timeout_us(connection);
+    if (now_us >= end_us) {
+        vmsnap_snapshot_break(connection->snapshot, "no NBD connection to QEMU for %u s", timeout_s(connection));
+        return connection_give_up(connection);
+    }
+    gint64 next_us = connection->next ? connection->attempt_end_us : connection->attempt_us;
+    next_us = MIN(next_us, now_us + LOOK_MS * 1000);
+    g_source_set_ready_time(&connection->source, MIN(next_us, end_us));
+    return TRUE;
+}
+
+/*
+ * Another connection follows at once, if this one was of use: it brought an answer, or lived for a while in which
+ * nothing was asked. If not, the server may cut us off as soon as it has let us in, and the loss before goes on.
+ */
+static gboolean connection_interrupt(VmsnapNbdConnection *connection, const char *reason, gint64 now_us) {
+    gboolean idle = g_queue_is_empty(&connection->started) && g_queue_is_empty(&connection->failed);
+    if (connection->answered || (idle && now_us - connection->connected_us >= MAX_PAUSE_MS * 1000) ||
+        !connection->loss_reason) {
+        g_free(connection->loss_reason);
+        connection->loss_reason = g_strdup(reason ? reason : "the server closed the connection");
+        connection->lost_us = now_us;
+        connection->attempt_us = now_us;
+        connection->pause_ms = 0;
+    } else {
+        connection_pause(connection, now_us);
+    }
+    connection_drop_handles(connection);
+    g_clear_pointer(&connection->death_reason, g_free);
+    if (!connection_take_back(connection, now_us))
+        return connection_give_up_silent(connection);
+    return connection_reconnect(connection, 0, now_us);
+}
+
 /* Sends, receives and answers. Returns: whether the connection still lives. */
-static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition events) {
+static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition events, gint64 now_us) {
     connection_start_submitted(connection);
-    if (connection->death_reason)
-        return connection_lose(connection, connection->death_reason);
-    if (vmsnap_nbd_handle_notify(connection->nbd, events) != 0)
-        return connection_lose(connection, nbd_get_error());
+    if (connection->death_reason) {
+        g_autofree char *reason = g_strdup(connection->death_reason);
+        return connection_interrupt(connection, reason, now_us);
+    }
+    int result = vmsnap_nbd_handle_notify(connection->nbd, events);
+    if (result != 0)
+        return connection_interrupt(connection, nbd_get_error(), now_us);
     if (nbd_aio_is_dead(connection->nbd) || nbd_aio_is_closed(connection->nbd))
-        return connection_lose(connection, NULL);
+        return connection_interrupt(connection, NULL, now_us);
     connection_update_events(connection, connection->nbd);
     requests_fail(&connection->failed);
     return TRUE;
 }
 
+static gboolean connection_resume(VmsnapNbdConnection *connection, gint64 now_us) {
+    VmsnapNbdExport export = {0};
+    (void)vmsnap_nbd_handle_get_export(connection->next, &export);
+    const char *change = vmsnap_nbd_export_find_change(&connection->export, &export);
+    if (change) {
+        vmsnap_snapshot_break(connection->snapshot, "NBD export '%s' is another one since the connection was cut: %s",
+                              connection->export_name, change);
+        return connection_give_up(connection);
+    }
+    connection->nbd = g_steal_pointer(&connection->next);
+    connection->connected_us = now_us;
+    connection->answered = FALSE;
+    g_source_set_ready_time(&connection->source, -1);
+    return connection_serve(connection, 0, now_us);
+}
+
+/* Without a connection, what is submitted is no work. */
 static gboolean connection_has_work(GSource *source) {
     VmsnapNbdConnection *connection = (VmsnapNbdConnection *)source;
     if (g_atomic_int_get(&connection->needs_io_thread))
         return TRUE;
+    if (!connection->nbd)
+        return FALSE;
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&connection->lock);
     return !g_queue_is_empty(&connection->submitted);
 }
@@ -175,14 +366,20 @@ static gboolean connection_dispatch(GSource *source, GSourceFunc callback, gpoin
     (void)callback;
     (void)user_data;
     VmsnapNbdConnection *connection = (VmsnapNbdConnection *)source;
+    gint64 now_us = g_source_get_time(source);
     (void)pthread_mutex_lock(&connection->handle_lock);
     g_atomic_int_set(&connection->needs_io_thread, FALSE);
-    gboolean lives = connection_serve(connection, g_source_query_unix_fd(source, connection->fd_tag));
+    GIOCondition events = connection->fd_tag ? g_source_query_unix_fd(source, connection->fd_tag) : 0;
+    gboolean lives = connection->nbd ? connection_serve(connection, events, now_us)
+                                     : connection_reconnect(connection, events, now_us);
     (void)pthread_mutex_unlock(&connection->handle_lock);
     return lives ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
 
-/* A ready time would do as well, but GLib wakes the loop once more each time that one is taken back. */
+/*
+ * A ready time, for what is submitted, would do as well, but GLib wakes the loop once more each time that one is taken
+ * back. Here one is used for pauses and the ends of tries.
+ */
 static GSourceFuncs connection_funcs = {
     .prepare = connection_prepare,
     .check = connection_has_work,
@@ -291,7 +488,7 @@ void vmsnap_nbd_connection_extents(VmsnapNbdConnection *connection, uint64_t off
 
 void vmsnap_nbd_connection_close(VmsnapNbdConnection *connection) {
     (void)pthread_mutex_lock(&connection->handle_lock);
-    connection_fail_all(connection);
+    (void)connection_give_up(connection);
     (void)pthread_mutex_unlock(&connection->handle_lock);
 }
 
@@ -299,6 +496,7 @@ void vmsnap_nbd_connection_free(VmsnapNbdConnection *connection) {
     if (!connection)
         return;
     vmsnap_nbd_connection_close(connection);
+    g_free(connection->loss_reason);
     g_free(connection->death_reason);
     g_free(connection->export_name);
     g_mutex_clear(&connection->lock);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One connection to one NBD export. */
+/* One connection to one NBD export, which is made anew when it is cut. */
 #pragma once
 
 #include "io_threads.h"
@@ -9,10 +9,10 @@ typedef struct VmsnapNbdConnection VmsnapNbdConnection;
 
 /**
  * vmsnap_nbd_connection_new:
- * @snapshot: broken if the connection is lost, before the reads in flight fail; must outlive the connection
+ * @snapshot: broken if the connection is lost for good, before the reads in flight fail; must outlive the connection
  * @socket_fd: from vmsnap_nbd_socket_open(); not consumed, must outlive the connection
  * @export_name: what to open there
- * @timeout_ms: for the server to let us in
+ * @timeout_ms: for the server to let us in, and to let us in again
  *
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.

@@ -6,22 +6,35 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Connecting takes no descriptor, but this name for one. */
+/* Connecting and chmod(2) take no descriptor, but this name for one. */
 static char *socket_name(int socket_fd) {
     return g_strdup_printf("/proc/self/fd/%d", socket_fd);
 }
 
-/* A symbolic link would lead to the disk of another machine: the directory belongs to QEMU's user. */
+/*
+ * A symbolic link would lead to the disk of another machine: the directory belongs to QEMU's user. The mode of a socket
+ * that has another name is left alone for the same reason. If it cannot be changed, connecting will tell whether that
+ * matters.
+ */
 int vmsnap_nbd_socket_open(const char *path) {
     struct stat status;
     int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return -1;
-    if (fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode))
+    if (fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode)) {
+        g_autofree char *name = socket_name(fd);
+        if (status.st_nlink == 1)
+            (void)chmod(name, 0666);
         return fd;
+    }
     (void)close(fd);
     errno = ENOTSOCK;
     return -1;
+}
+
+gboolean vmsnap_nbd_socket_is_gone(int socket_fd) {
+    struct stat status;
+    return fstat(socket_fd, &status) == 0 && status.st_nlink == 0;
 }
 
 /*
@@ -60,6 +73,18 @@ gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, VmsnapNbdExport *r
         .has_allocation = nbd_can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1,
     };
     return TRUE;
+}
+
+const char *vmsnap_nbd_export_find_change(const VmsnapNbdExport *before, const VmsnapNbdExport *after) {
+    if (before->size_bytes != after->size_bytes)
+        return "its size changed";
+    if (before->block_bytes != after->block_bytes)
+        return "its block size changed";
+    if (before->is_multi_conn != after->is_multi_conn)
+        return "what several connections see changed";
+    if (before->has_allocation != after->has_allocation)
+        return "whether it tells extents changed";
+    return NULL;
 }
 
 int vmsnap_nbd_handle_notify(struct nbd_handle *nbd, GIOCondition events) {

@@ -9,7 +9,7 @@
 #include <libnbd.h>
 #include <stdint.h>
 
-/** What an export told. */
+/** What an export told. None of it may change from one connection to the next. */
 typedef struct {
     uint64_t size_bytes;
     uint64_t block_bytes;    /* ranges must be made of blocks of this size */
@@ -19,12 +19,16 @@ typedef struct {
 
 /**
  * vmsnap_nbd_socket_open:
- * @path: of a unix socket
+ * @path: of a unix socket in a directory that only its owner can search
  *
- * Opens a socket to connect to, as often as need be.
+ * Opens a socket to connect to, as often as need be: whoever has it needs no right to search the directory any more,
+ * and reaches this very socket or none. Makes it writable for everybody, so that no capability is needed, either.
  * Returns: a descriptor (O_PATH), or -1 with errno set.
  */
 int vmsnap_nbd_socket_open(const char *path);
+
+/** Returns: whether the socket has been removed. */
+gboolean vmsnap_nbd_socket_is_gone(int socket_fd);
 
 /**
  * vmsnap_nbd_handle_new:
@@ -38,6 +42,9 @@ gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms);
 
 /** Returns: whether the server tells of an export that can be used. */
 gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, VmsnapNbdExport *ret_export);
+
+/** Returns: what has changed, in words for the user, or NULL if it is the same export as far as one can tell. */
+const char *vmsnap_nbd_export_find_change(const VmsnapNbdExport *before, const VmsnapNbdExport *after);
 
 /** Sends and receives what is possible. Returns: -1 with libnbd's error set if the connection is of no use any more. */
 int vmsnap_nbd_handle_notify(struct nbd_handle *nbd, GIOCondition events);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "nbd_request.h"
 
+#include <errno.h>
 #include <string.h>
 
 VmsnapNbdRequest *vmsnap_nbd_request_new_read(void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
@@ -41,6 +42,13 @@ void vmsnap_nbd_request_finish(VmsnapNbdRequest *request, int error) {
     g_free(request);
 }
 
+void vmsnap_nbd_request_reset(VmsnapNbdRequest *request) {
+    request->received_bytes = 0;
+    request->told_bytes = 0;
+    if (request->extents)
+        g_array_set_size(request->extents, 0);
+}
+
 /* The owner may free the request. */
 static void request_tell(VmsnapNbdRequest *request, VmsnapNbdAnswer answer) {
     if (request->told)
@@ -75,11 +83,17 @@ static gboolean read_is_whole(const VmsnapNbdRequest *request) {
     return request->received_bytes == end - start;
 }
 
+/* What libnbd fails commands with when it loses the connection. The protocol has no such error: no server can send it.
+ */
+static VmsnapNbdAnswer answer_of_error(int error) {
+    return error == ENOTCONN ? VMSNAP_NBD_ANSWER_LOST : VMSNAP_NBD_ANSWER_ERROR;
+}
+
 /* libnbd's completion callbacks; 1 tells it to forget the command. */
 static int read_completed(void *user_data, int *error) {
     VmsnapNbdRequest *request = user_data;
     if (*error) {
-        request_tell(request, VMSNAP_NBD_ANSWER_ERROR);
+        request_tell(request, answer_of_error(*error));
     } else if (read_is_whole(request)) {
         if (request->aligned_buffer)
             memcpy(request->buffer, request->aligned_buffer + request->offset % request->export->block_bytes,
@@ -98,7 +112,7 @@ static int read_completed(void *user_data, int *error) {
 static int extents_completed(void *user_data, int *error) {
     VmsnapNbdRequest *request = user_data;
     if (*error)
-        request_tell(request, VMSNAP_NBD_ANSWER_ERROR);
+        request_tell(request, answer_of_error(*error));
     else
         request_tell(request, request->extents->len > 0 ? VMSNAP_NBD_ANSWER_GOOD : VMSNAP_NBD_ANSWER_ERROR);
     return 1;

@@ -14,6 +14,7 @@ typedef enum {
     VMSNAP_NBD_ANSWER_GOOD,  /* the request is to be finished with success */
     VMSNAP_NBD_ANSWER_ERROR, /* the server's error, or an answer that makes no sense */
     VMSNAP_NBD_ANSWER_AGAIN, /* of no use, but there is another way to ask: the request is to be sent once more */
+    VMSNAP_NBD_ANSWER_LOST,  /* none, since the connection is lost: the request may be reset and sent with another */
 } VmsnapNbdAnswer;
 
 /** Told once each time that a request has been sent: inside vmsnap_nbd_request_send(), or while the handle receives. */
@@ -24,6 +25,7 @@ struct VmsnapNbdRequest {
     gpointer owner;
     VmsnapNbdAnswerFunc answered;
     const VmsnapNbdExport *export;
+    gint64 interrupted_us; /* the owner's: when the first connection was lost that it had been sent with, or 0 */
 
     void *buffer;            /* NULL in a question for extents */
     uint8_t *aligned_buffer; /* owned; where the server wants blocks and the range is not made of them */
@@ -49,6 +51,9 @@ VmsnapNbdRequest *vmsnap_nbd_request_new_extents(uint64_t offset, uint64_t lengt
 
 /** Sends it. Returns: FALSE if libnbd refuses it: then nothing was told, and the request is as before. */
 gboolean vmsnap_nbd_request_send(VmsnapNbdRequest *request, struct nbd_handle *nbd);
+
+/** Forgets what came of an answer, so that it can be sent once more. The handle before must be closed. */
+void vmsnap_nbd_request_reset(VmsnapNbdRequest *request);
 
 /** Tells the user and frees the request. @error: 0, or -errno */
 void vmsnap_nbd_request_finish(VmsnapNbdRequest *request, int error);
