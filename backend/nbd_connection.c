@@ -17,8 +17,8 @@
  *   closed      the connection is lost for good and the snapshot broken, or it was closed: all requests fail
  *
  * A connection that is cut is tried again at once, then after pauses, for timeout_ms. Unless nobody listens: then QEMU
- * or its job is gone. What a server does after it let us in may be the same each time, so that only answers count as
- * success.
+ * or its job is gone. Likewise a connection is of no use on which the server has left us without an answer for
+ * timeout_ms. What a server does after it let us in may be the same each time, so that only answers count as success.
  */
 #include "nbd_connection.h"
 
@@ -31,7 +31,7 @@
 
 #define MIN_PAUSE_MS 100
 #define MAX_PAUSE_MS 1000
-/* How often one looks, at most, whether somebody else broke the snapshot. */
+/* How often one looks, at most, whether there was an answer, and whether somebody else broke the snapshot. */
 #define LOOK_MS 1000
 /* A server may be too busy to let us in soon; to try again too early would fill its queue. */
 #define MIN_HANDSHAKE_MS 5000
@@ -48,6 +48,8 @@ struct VmsnapNbdConnection {
     /* These are the I/O thread's. */
     gpointer fd_tag; /* of the handle's descriptor; NULL while there is no handle */
     GIOCondition events;
+    gboolean heard;          /* the server has sent something since the last look */
+    gint64 silent_since_us;  /* the first look that found requests and no answer; 0 if the last look did not */
     struct nbd_handle *next; /* owned; NULL unless connecting */
     char *loss_reason;       /* owned; of the first loss after the last answer */
     gint64 lost_us;          /* when that was */
@@ -59,7 +61,7 @@ struct VmsnapNbdConnection {
     /* GMutex leaves open what it does when its owner tries to get it once more: here, that fails. */
     pthread_mutex_t handle_lock;
     /*
-     * NULL unless connected; owned. Guarded by handle_lock once attached, as all down to answered; but nobody else
+     * NULL unless connected; owned. Guarded by handle_lock once attached, as all down to watched; but nobody else
      * changes it, so the I/O thread may look whether it is there without the lock.
      */
     struct nbd_handle *nbd;
@@ -67,6 +69,7 @@ struct VmsnapNbdConnection {
     GQueue failed;
     char *death_reason;  /* owned; what killed the handle while a request was started */
     gboolean answered;   /* the server has answered a request since it let us in */
+    gboolean watched;    /* the I/O thread looks whether there are answers */
     int needs_io_thread; /* atomic; there is something that whoever had the handle could not do */
 
     int load;         /* atomic */
@@ -312,6 +315,31 @@ static gboolean connection_interrupt(VmsnapNbdConnection *connection, const char
     return connection_reconnect(connection, 0, now_us);
 }
 
+/*
+ * Looks from time to time whether the server answers, as long as there is something to answer. Requests that come
+ * between two looks are not old, so the time runs from the first look that sees them. Of a broken snapshot no answer is
+ * of use. Returns: FALSE if there is nothing to wait for any more.
+ */
+static gboolean connection_look(VmsnapNbdConnection *connection, gint64 now_us) {
+    gboolean busy = !g_queue_is_empty(&connection->started);
+    if (connection->watched ? now_us < g_source_get_ready_time(&connection->source) : !busy)
+        return TRUE;
+    if (busy && vmsnap_snapshot_is_broken(connection->snapshot))
+        return FALSE;
+    gboolean silent = connection->watched && busy && !connection->heard;
+    if (!silent)
+        connection->silent_since_us = 0;
+    else if (!connection->silent_since_us)
+        connection->silent_since_us = now_us;
+    else if (now_us - connection->silent_since_us >= timeout_us(connection))
+        return FALSE;
+    connection->watched = busy || connection->heard;
+    connection->heard = FALSE;
+    gint64 look_us = MIN(LOOK_MS * 1000, timeout_us(connection) / 4);
+    g_source_set_ready_time(&connection->source, connection->watched ? now_us + look_us : -1);
+    return TRUE;
+}
+
 /* Sends, receives and answers. Returns: whether the connection still lives. */
 static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition events, gint64 now_us) {
     connection_start_submitted(connection);
@@ -319,6 +347,8 @@ static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition e
         g_autofree char *reason = g_strdup(connection->death_reason);
         return connection_interrupt(connection, reason, now_us);
     }
+    if (events & ~G_IO_OUT)
+        connection->heard = TRUE;
     int result = vmsnap_nbd_handle_notify(connection->nbd, events);
     if (result != 0)
         return connection_interrupt(connection, nbd_get_error(), now_us);
@@ -326,7 +356,7 @@ static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition e
         return connection_interrupt(connection, NULL, now_us);
     connection_update_events(connection, connection->nbd);
     requests_fail(&connection->failed);
-    return TRUE;
+    return connection_look(connection, now_us) || connection_give_up_silent(connection);
 }
 
 static gboolean connection_resume(VmsnapNbdConnection *connection, gint64 now_us) {
@@ -341,6 +371,8 @@ static gboolean connection_resume(VmsnapNbdConnection *connection, gint64 now_us
     connection->nbd = g_steal_pointer(&connection->next);
     connection->connected_us = now_us;
     connection->answered = FALSE;
+    connection->watched = FALSE;
+    connection->heard = FALSE;
     g_source_set_ready_time(&connection->source, -1);
     return connection_serve(connection, 0, now_us);
 }
@@ -378,7 +410,7 @@ static gboolean connection_dispatch(GSource *source, GSourceFunc callback, gpoin
 
 /*
  * A ready time, for what is submitted, would do as well, but GLib wakes the loop once more each time that one is taken
- * back. Here one is used for pauses and the ends of tries.
+ * back. Here one is used for looks, pauses and the ends of tries.
  */
 static GSourceFuncs connection_funcs = {
     .prepare = connection_prepare,
@@ -440,7 +472,7 @@ static gboolean connection_start_at_once(VmsnapNbdConnection *connection) {
     gboolean done = TRUE;
     if (connection->nbd) {
         connection_start_submitted(connection);
-        done = !connection->death_reason && g_queue_is_empty(&connection->failed) &&
+        done = connection->watched && !connection->death_reason && g_queue_is_empty(&connection->failed) &&
                !(nbd_aio_get_direction(connection->nbd) & LIBNBD_AIO_DIRECTION_WRITE);
     }
     if (!done)

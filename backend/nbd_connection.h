@@ -12,7 +12,7 @@ typedef struct VmsnapNbdConnection VmsnapNbdConnection;
  * @snapshot: broken if the connection is lost for good, before the reads in flight fail; must outlive the connection
  * @socket_fd: from vmsnap_nbd_socket_open(); not consumed, must outlive the connection
  * @export_name: what to open there
- * @timeout_ms: for the server to let us in, and to let us in again
+ * @timeout_ms: for the server to let us in, to let us in again, and to answer
  *
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.

@@ -12,7 +12,7 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
  * @snapshot: broken when a connection is lost for good, before its reads fail; must outlive the pool
  * @socket: path of a unix socket in a directory that only its owner can search: its own mode is opened for everybody
  * @max_connections: at least 1; more than one are made only where the server allows it
- * @timeout_ms: for the server to let each connection in, and to let it in again after it was cut
+ * @timeout_ms: for the server to let each connection in, to let it in again after it was cut, and to answer
  *
  * Connects. Blocks. Returns: the pool, or NULL with @error set.
  */

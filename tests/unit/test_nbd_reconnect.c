@@ -20,6 +20,7 @@
 
 typedef enum {
     PASS_ON,
+    PASS_DROPS,  /* a few bytes of the answers at a time */
     HOLD_BACK,   /* the answers, for the time being */
     SAY_NOTHING, /* to those that come now */
     HANG_UP,     /* on those that come now */
@@ -108,7 +109,7 @@ static void proxy_serve_link(const Proxy *proxy, Link *link, const struct pollfd
     gboolean whole =
         !polled[0].revents || (link->server_fd >= 0 && link_pass_on(link, link->client_fd, link->server_fd, SIZE_MAX));
     if (whole && polled[1].revents && habit != HOLD_BACK)
-        whole = link_pass_on(link, link->server_fd, link->client_fd, SIZE_MAX);
+        whole = link_pass_on(link, link->server_fd, link->client_fd, habit == PASS_DROPS ? 200 : SIZE_MAX);
     if (!whole)
         link_cut(link);
 }
@@ -132,6 +133,8 @@ static gpointer proxy_run(gpointer data) {
         }
         if (polled[0].revents)
             proxy_accept(proxy);
+        if (g_atomic_int_get(&proxy->habit) == PASS_DROPS)
+            g_usleep(2000);
     }
     (void)close(proxy->listen_fd);
     for (int i = 0; i < N_LINKS; i++)
@@ -532,6 +535,44 @@ static void test_an_export_that_is_gone_breaks(void) {
                                 "QEMU closed the NBD connection (");
 }
 
+static void test_a_silent_server_is_given_up(void) {
+    Setup setup;
+    Call calls[N_READS];
+    setup_begin(&setup, "pattern 10000003", 2, 600);
+    check_random_pattern_reads(&setup.client, DISK_BYTES, 5);
+    proxy_set(&setup.proxy, HOLD_BACK);
+    gint64 start_us = g_get_monotonic_time();
+    calls_start(calls, &setup.client, 5000);
+    latch_wait(&calls[0].called, 1);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, >=, 590 * 1000);
+    client_wait_broken(&setup.client, "QEMU has not answered for 1 s");
+    calls_check_failed(calls);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 5 * G_USEC_PER_SEC);
+    setup_end(&setup);
+}
+
+static void test_an_idle_server_may_be_silent(void) {
+    Setup setup;
+    setup_begin(&setup, "pattern 10000003", 2, 200);
+    for (int i = 0; i < 3; i++) {
+        check_random_pattern_reads(&setup.client, DISK_BYTES, 5);
+        g_usleep(500000);
+    }
+    g_assert_false(client_is_broken(&setup.client));
+    setup_end(&setup);
+}
+
+static void test_a_slow_server_lives(void) {
+    Setup setup;
+    setup_begin(&setup, "pattern 10000003", 1, 500);
+    proxy_set(&setup.proxy, PASS_DROPS);
+    gint64 start_us = g_get_monotonic_time();
+    check_pattern_read(&setup.client, 0, 100000);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, >, 700 * 1000);
+    g_assert_false(client_is_broken(&setup.client));
+    setup_end(&setup);
+}
+
 static void test_an_answer_after_the_break_is_an_error(void) {
     Setup setup;
     Call read, question;
@@ -549,6 +590,20 @@ static void test_an_answer_after_the_break_is_an_error(void) {
     call_clear(&read);
     call_clear(&question);
     client_wait_broken(&setup.client, "a test breaks it");
+    setup_end(&setup);
+}
+
+/* Whoever waits for a server that is stuck learns of the break all the same. */
+static void test_a_break_ends_reads_in_flight(void) {
+    Setup setup;
+    Call calls[N_READS];
+    setup_begin(&setup, "pattern 10000003", 2, CONNECT_TIMEOUT_MS);
+    proxy_set(&setup.proxy, HOLD_BACK);
+    calls_start(calls, &setup.client, 5000);
+    vmsnap_snapshot_break(&setup.client.snapshot, "a test breaks it");
+    gint64 start_us = g_get_monotonic_time();
+    calls_check_failed(calls);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 3 * G_USEC_PER_SEC);
     setup_end(&setup);
 }
 
@@ -649,7 +704,11 @@ int main(int argc, char **argv) {
     ADD("another-server-is-not-taken-for-the-first", test_another_server_is_not_taken_for_the_first);
     ADD("an-export-that-changes-breaks", test_an_export_that_changes_breaks);
     ADD("an-export-that-is-gone-breaks", test_an_export_that_is_gone_breaks);
+    ADD("a-silent-server-is-given-up", test_a_silent_server_is_given_up);
+    ADD("an-idle-server-may-be-silent", test_an_idle_server_may_be_silent);
+    ADD("a-slow-server-lives", test_a_slow_server_lives);
     ADD("an-answer-after-the-break-is-an-error", test_an_answer_after_the_break_is_an_error);
+    ADD("a-break-ends-reads-in-flight", test_a_break_ends_reads_in_flight);
     ADD("a-break-ends-the-search-for-a-connection", test_a_break_ends_the_search_for_a_connection);
     ADD("close-may-come-while-there-is-no-connection", test_close_may_come_while_there_is_no_connection);
     ADD("requests-wait-for-the-threads", test_requests_wait_for_the_threads);
