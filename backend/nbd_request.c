@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <string.h>
 
+/* Of an answer: a server may tell millions, and whoever needs more asks again. */
+#define MAX_EXTENTS 65536
+
 VmsnapNbdRequest *vmsnap_nbd_request_new_read(void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                                               gpointer user_data) {
     VmsnapNbdRequest *request = g_new0(VmsnapNbdRequest, 1);
@@ -118,6 +121,21 @@ static int extents_completed(void *user_data, int *error) {
     return 1;
 }
 
+/* Returns: FALSE if there are too many already. */
+static gboolean request_add_extent(VmsnapNbdRequest *request, VmsnapExtentKind kind, uint64_t length_bytes) {
+    GArray *extents = request->extents;
+    VmsnapExtent *last = extents->len > 0 ? &g_array_index(extents, VmsnapExtent, extents->len - 1) : NULL;
+    VmsnapExtent extent = {.length_bytes = length_bytes, .kind = kind};
+    if (last && last->kind == kind)
+        last->length_bytes += length_bytes;
+    else if (extents->len < MAX_EXTENTS)
+        g_array_append_val(extents, extent);
+    else
+        return FALSE;
+    request->told_bytes += length_bytes;
+    return TRUE;
+}
+
 /* Only ZERO tells content; HOLE tells how it is stored. Entries are pairs of length and flags. */
 static int extents_received(void *user_data, const char *context, uint64_t offset, uint32_t *entries, size_t n_entries,
                             int *error) {
@@ -130,16 +148,13 @@ static int extents_received(void *user_data, const char *context, uint64_t offse
     uint64_t left = request->length - request->told_bytes;
     for (size_t i = 0; i + 1 < n_entries && left > 0; i += 2) {
         uint64_t skipped = MIN(entries[i], skip);
+        uint64_t length_bytes = MIN(entries[i] - skipped, left);
         gboolean zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
-        VmsnapExtent extent = {
-            .length_bytes = MIN(entries[i] - skipped, left),
-            .kind = zero ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA,
-        };
         skip -= skipped;
-        left -= extent.length_bytes;
-        request->told_bytes += extent.length_bytes;
-        if (extent.length_bytes > 0)
-            g_array_append_val(request->extents, extent);
+        left -= length_bytes;
+        if (length_bytes > 0 &&
+            !request_add_extent(request, zero ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, length_bytes))
+            break;
     }
     return 0;
 }
@@ -171,8 +186,7 @@ static int64_t request_send_read(VmsnapNbdRequest *request, struct nbd_handle *n
 gboolean vmsnap_nbd_request_send(VmsnapNbdRequest *request, struct nbd_handle *nbd) {
     /* A server that does not tell extents has only data. */
     if (request->extents && !request->export->has_allocation) {
-        VmsnapExtent extent = {.length_bytes = request->length, .kind = VMSNAP_EXTENT_DATA};
-        g_array_append_val(request->extents, extent);
+        (void)request_add_extent(request, VMSNAP_EXTENT_DATA, request->length);
         request_tell(request, VMSNAP_NBD_ANSWER_GOOD);
         return TRUE;
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Answers to reads that come in pieces. The server is made up: no real one leaves gaps in its answers, or says the same
- * part twice.
+ * Answers that no real server gives: reads in pieces with gaps between them, or with one part twice; extents without
+ * end, or without length. So the server is made up.
  */
 #include "backend/nbd_pool.h"
 
@@ -21,20 +21,32 @@
 #define OPTION_MAGIC UINT64_C(0x49484156454f5054)
 #define OPTION_REPLY_MAGIC UINT64_C(0x3e889045565a9)
 #define OPTION_GO 7
+#define OPTION_SET_META_CONTEXT 10
 #define OPTION_STRUCTURED_REPLY 8
 #define REPLY_ACK 1
 #define REPLY_INFO 3
+#define REPLY_META_CONTEXT 4
 #define REPLY_UNSUPPORTED ((1U << 31) + 1)
 #define TRANSMISSION_FLAGS (1 | 1 << 7) /* there are flags; a read can be asked for in one piece */
 #define COMMAND_FLAG_ONE_PIECE (1 << 2)
 #define CHUNK_MAGIC 0x668e33efU
 #define CHUNK_DONE 1
 #define CHUNK_DATA 1
+#define CHUNK_EXTENTS 5
+#define CONTEXT_ID 1
+#define COMMAND_READ 0
+#define COMMAND_EXTENTS 7
+#define STATE_ZERO 2
+#define N_FLOOD ((size_t)1 << 20)
 
 typedef enum {
     IN_ORDER,         /* two halves */
     TURNED_AROUND,    /* two halves, the second one first, unless one piece is asked for */
     FIRST_HALF_TWICE, /* so that libnbd, which counts bytes, is content */
+    EXTENTS_FLOOD,    /* each byte by turns data and zero */
+    EXTENTS_ALIKE,    /* each byte data */
+    EXTENTS_EMPTY,    /* of no length; some of them, then one that covers all */
+    EXTENTS_NONE,     /* all of no length */
 } Habit;
 
 typedef struct {
@@ -92,7 +104,13 @@ static gboolean handshake(const Server *server) {
             put(server, DISK_BYTES, 8);
             put(server, TRANSMISSION_FLAGS, 2);
         }
-        gboolean known = option == OPTION_GO || option == OPTION_STRUCTURED_REPLY;
+        if (option == OPTION_SET_META_CONTEXT) {
+            static const char name[] = "base:allocation";
+            put_option_reply(server, option, REPLY_META_CONTEXT, 4 + strlen(name));
+            put(server, CONTEXT_ID, 4);
+            (void)send(server->fd, name, strlen(name), MSG_NOSIGNAL);
+        }
+        gboolean known = option == OPTION_GO || option == OPTION_STRUCTURED_REPLY || option == OPTION_SET_META_CONTEXT;
         put_option_reply(server, option, known ? REPLY_ACK : REPLY_UNSUPPORTED, 0);
         if (option == OPTION_GO)
             return TRUE;
@@ -113,23 +131,56 @@ static void put_chunk(const Server *server, uint64_t cookie, uint64_t offset, si
     (void)send(server->fd, data, length, MSG_NOSIGNAL);
 }
 
+static void answer_read(Server *server, const uint8_t *request) {
+    uint64_t cookie = get(request + 8, 8), offset = get(request + 16, 8);
+    size_t length = get(request + 24, 4), half = length / 2;
+    gboolean one_piece = (get(request + 4, 2) & COMMAND_FLAG_ONE_PIECE) != 0;
+    g_atomic_int_inc(&server->n_reads);
+    if (server->habit == TURNED_AROUND && one_piece) {
+        put_chunk(server, cookie, offset, length, TRUE);
+        return;
+    }
+    uint64_t second = server->habit == FIRST_HALF_TWICE ? offset : offset + half;
+    put_chunk(server, cookie, server->habit == TURNED_AROUND ? second : offset, half, FALSE);
+    put_chunk(server, cookie, server->habit == TURNED_AROUND ? offset : second, half, TRUE);
+}
+
+static size_t entry_length(Habit habit, size_t i, size_t asked) {
+    if (habit == EXTENTS_EMPTY)
+        return i == N_FLOOD - 1 ? asked : 0;
+    return habit == EXTENTS_NONE ? 0 : 1;
+}
+
+static void answer_extents(Server *server, const uint8_t *request) {
+    size_t length = get(request + 24, 4);
+    g_autofree uint32_t *entries = g_new(uint32_t, 2 * N_FLOOD);
+    for (size_t i = 0; i < N_FLOOD; i++) {
+        gboolean zero = server->habit == EXTENTS_FLOOD && i % 2;
+        entries[2 * i] = GUINT32_TO_BE((uint32_t)entry_length(server->habit, i, length));
+        entries[2 * i + 1] = GUINT32_TO_BE(zero ? STATE_ZERO : 0);
+    }
+    put(server, CHUNK_MAGIC, 4);
+    put(server, CHUNK_DONE, 2);
+    put(server, CHUNK_EXTENTS, 2);
+    put(server, get(request + 8, 8), 8);
+    put(server, 4 + 8 * N_FLOOD, 4);
+    put(server, CONTEXT_ID, 4);
+    (void)send(server->fd, entries, 8 * N_FLOOD, MSG_NOSIGNAL);
+}
+
 static gpointer serve(gpointer data) {
     Server *server = data;
     uint8_t request[28];
     server->fd = accept(server->listen_fd, NULL, NULL);
     gboolean open = handshake(server);
-    while (open && receive(server, request, sizeof request) && get(request + 6, 2) == 0) {
-        uint64_t cookie = get(request + 8, 8), offset = get(request + 16, 8);
-        size_t length = get(request + 24, 4), half = length / 2;
-        gboolean one_piece = (get(request + 4, 2) & COMMAND_FLAG_ONE_PIECE) != 0;
-        g_atomic_int_inc(&server->n_reads);
-        if (server->habit == TURNED_AROUND && one_piece) {
-            put_chunk(server, cookie, offset, length, TRUE);
-            continue;
-        }
-        uint64_t second = server->habit == FIRST_HALF_TWICE ? offset : offset + half;
-        put_chunk(server, cookie, server->habit == TURNED_AROUND ? second : offset, half, FALSE);
-        put_chunk(server, cookie, server->habit == TURNED_AROUND ? offset : second, half, TRUE);
+    while (open && receive(server, request, sizeof request)) {
+        uint64_t command = get(request + 6, 2);
+        if (command == COMMAND_READ)
+            answer_read(server, request);
+        else if (command == COMMAND_EXTENTS)
+            answer_extents(server, request);
+        else
+            break;
     }
     (void)close(server->fd);
     return NULL;
@@ -166,34 +217,83 @@ static void reading_done(int error, gpointer user_data) {
     latch_count(&reading->called);
 }
 
+typedef struct {
+    Server server;
+    VmsnapSnapshot snapshot;
+    VmsnapIoThreads *threads;
+    VmsnapNbdPool *pool;
+} Client;
+
+static void client_open(Client *client, Habit habit) {
+    g_autoptr(GError) error = NULL;
+    server_start(&client->server, habit);
+    client->snapshot = (VmsnapSnapshot){0};
+    vmsnap_snapshot_init(&client->snapshot, NULL);
+    client->threads = vmsnap_io_threads_new(1);
+    client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", 1,
+                                       CONNECT_TIMEOUT_MS, &error);
+    g_assert_no_error(error);
+    vmsnap_io_threads_start(client->threads);
+}
+
+static void client_clear(Client *client) {
+    vmsnap_io_threads_stop(client->threads);
+    vmsnap_nbd_pool_free(client->pool);
+    vmsnap_io_threads_free(client->threads);
+    g_assert_false(vmsnap_snapshot_is_broken(&client->snapshot));
+    vmsnap_snapshot_clear(&client->snapshot);
+    server_clear(&client->server);
+}
+
 /* Reads from a server of that habit. Returns: the error, or 0 after the bytes were found right. */
 static int read_from(Habit habit, int *ret_n_reads) {
-    Server server;
+    Client client;
     Reading reading = {0};
-    VmsnapSnapshot snapshot = {0};
-    g_autoptr(GError) error = NULL;
     uint8_t buffer[READ_BYTES];
-    server_start(&server, habit);
+    client_open(&client, habit);
     latch_init(&reading.called);
-    vmsnap_snapshot_init(&snapshot, NULL);
-    VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
-    VmsnapNbdPool *pool = vmsnap_nbd_pool_new(threads, &snapshot, server.socket, "", 1, CONNECT_TIMEOUT_MS, &error);
-    g_assert_no_error(error);
-    vmsnap_io_threads_start(threads);
-    vmsnap_nbd_pool_read(pool, buffer, sizeof buffer, 4096, reading_done, &reading);
+    vmsnap_nbd_pool_read(client.pool, buffer, sizeof buffer, 4096, reading_done, &reading);
     latch_wait(&reading.called, 1);
     for (size_t i = 0; i < sizeof buffer && !reading.error; i++)
         g_assert_cmpuint(buffer[i], ==, byte_at(4096 + i));
-    *ret_n_reads = g_atomic_int_get(&server.n_reads);
-    vmsnap_io_threads_stop(threads);
-    vmsnap_nbd_pool_free(pool);
-    vmsnap_io_threads_free(threads);
-    g_assert_false(vmsnap_snapshot_is_broken(&snapshot));
-    vmsnap_snapshot_clear(&snapshot);
-    server_clear(&server);
+    *ret_n_reads = g_atomic_int_get(&client.server.n_reads);
+    client_clear(&client);
     g_assert_cmpuint(latch_get(&reading.called), ==, 1);
     latch_clear(&reading.called);
     return reading.error;
+}
+
+typedef struct {
+    Latch called;
+    int error;
+    size_t n_extents;
+    uint64_t told_bytes;
+    uint64_t zero_bytes;
+} Question;
+
+static void question_done(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data) {
+    Question *question = user_data;
+    question->error = error;
+    question->n_extents = n_extents;
+    for (size_t i = 0; i < n_extents; i++) {
+        question->told_bytes += extents[i].length_bytes;
+        if (extents[i].kind == VMSNAP_EXTENT_ZERO)
+            question->zero_bytes += extents[i].length_bytes;
+    }
+    latch_count(&question->called);
+}
+
+/* Asks a server of that habit for the extents of the whole disk. */
+static Question ask(Habit habit) {
+    Client client;
+    Question question = {0};
+    client_open(&client, habit);
+    latch_init(&question.called);
+    vmsnap_nbd_pool_extents(client.pool, 0, DISK_BYTES, question_done, &question);
+    latch_wait(&question.called, 1);
+    client_clear(&client);
+    latch_clear(&question.called);
+    return question;
 }
 
 static void test_pieces_in_order_are_taken(void) {
@@ -214,11 +314,44 @@ static void test_a_gap_is_an_error_and_not_old_memory(void) {
     g_assert_cmpint(n_reads, ==, 2);
 }
 
+static void test_a_flood_of_extents_is_cut_off(void) {
+    Question question = ask(EXTENTS_FLOOD);
+    g_assert_cmpint(question.error, ==, 0);
+    g_assert_cmpuint(question.n_extents, ==, 65536);
+    g_assert_cmpuint(question.told_bytes, ==, 65536);
+    g_assert_cmpuint(question.zero_bytes, ==, 32768);
+}
+
+static void test_extents_of_one_kind_are_one(void) {
+    Question question = ask(EXTENTS_ALIKE);
+    g_assert_cmpint(question.error, ==, 0);
+    g_assert_cmpuint(question.n_extents, ==, 1);
+    g_assert_cmpuint(question.told_bytes, ==, DISK_BYTES);
+    g_assert_cmpuint(question.zero_bytes, ==, 0);
+}
+
+static void test_extents_of_no_length_are_skipped(void) {
+    Question question = ask(EXTENTS_EMPTY);
+    g_assert_cmpint(question.error, ==, 0);
+    g_assert_cmpuint(question.n_extents, ==, 1);
+    g_assert_cmpuint(question.told_bytes, ==, DISK_BYTES);
+}
+
+static void test_an_answer_of_nothing_is_an_error(void) {
+    Question question = ask(EXTENTS_NONE);
+    g_assert_cmpint(question.error, ==, -EIO);
+    g_assert_cmpuint(question.n_extents, ==, 0);
+}
+
 int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/nbd-replies/pieces-in-order-are-taken", test_pieces_in_order_are_taken);
     g_test_add_func("/nbd-replies/pieces-out-of-order-are-asked-for-as-one",
                     test_pieces_out_of_order_are_asked_for_as_one);
     g_test_add_func("/nbd-replies/a-gap-is-an-error-and-not-old-memory", test_a_gap_is_an_error_and_not_old_memory);
+    g_test_add_func("/nbd-replies/a-flood-of-extents-is-cut-off", test_a_flood_of_extents_is_cut_off);
+    g_test_add_func("/nbd-replies/extents-of-one-kind-are-one", test_extents_of_one_kind_are_one);
+    g_test_add_func("/nbd-replies/extents-of-no-length-are-skipped", test_extents_of_no_length_are_skipped);
+    g_test_add_func("/nbd-replies/an-answer-of-nothing-is-an-error", test_an_answer_of_nothing_is_an_error);
     return g_test_run();
 }
