@@ -300,7 +300,6 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
         if (!vmsnap_libvirt_check_size(snapshot->domain, source->target, disk->base.size_bytes, error))
             return FALSE;
     }
-    vmsnap_io_threads_start(snapshot->threads);
     return TRUE;
 }
 
@@ -440,6 +439,7 @@ static void libvirt_start(VmsnapSnapshot *base) {
         .max_bytes = snapshot->scratch_max_bytes,
         .may_resume = snapshot->may_resume,
     };
+    vmsnap_io_threads_start(snapshot->threads);
     snapshot->watch = vmsnap_libvirt_watch_new(base, &watch_options);
 }
 
