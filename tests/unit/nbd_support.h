@@ -39,7 +39,7 @@ typedef struct {
 
 void client_open(Client *client, const Server *server, guint max_connections);
 
-/** Leaves it to the caller to start the threads. */
+/** Leaves it to the caller to start the threads. A busy machine may need more than one try to connect so soon. */
 void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms);
 
 gboolean client_is_broken(const Client *client);

@@ -15,6 +15,8 @@
 #define DISK_BYTES 10000003
 #define N_READS 32
 #define N_LINKS 16
+/* It takes milliseconds, or a second where one looks each second; but machines are busy, and the timeout is 20 s. */
+#define SOON_US ((gint64)5 * G_USEC_PER_SEC)
 /* What a client gets of nbdkit before the first answer is less than this. */
 #define HANDSHAKE_BYTES 2000
 
@@ -41,6 +43,7 @@ typedef struct {
     int n_cuts;          /* the thread's */
 
     int habit;           /* these are atomic */
+    int habit_after_cut; /* what it takes to with the cut */
     int wanted_cuts;     /* how often all links are to be cut */
     int cut_after;       /* bytes of the server's, for links that are made from now on; 0 to leave them alone */
     int closes;          /* whether it is to go away */
@@ -130,6 +133,7 @@ static gpointer proxy_run(gpointer data) {
             proxy->n_cuts++;
             for (int i = 0; i < N_LINKS; i++)
                 link_cut(&proxy->links[i]);
+            g_atomic_int_set(&proxy->habit, g_atomic_int_get(&proxy->habit_after_cut));
         }
         if (polled[0].revents)
             proxy_accept(proxy);
@@ -165,8 +169,14 @@ static void proxy_set(Proxy *proxy, Habit habit) {
     g_atomic_int_set(&proxy->habit, (int)habit);
 }
 
-static void proxy_cut(Proxy *proxy) {
+/* No answer gets through any more, and those that connect meet that habit. */
+static void proxy_cut_and_set(Proxy *proxy, Habit habit) {
+    g_atomic_int_set(&proxy->habit_after_cut, (int)habit);
     g_atomic_int_inc(&proxy->wanted_cuts);
+}
+
+static void proxy_cut(Proxy *proxy) {
+    proxy_cut_and_set(proxy, PASS_ON);
 }
 
 static void proxy_lead_to(Proxy *proxy, const char *server_socket) {
@@ -388,33 +398,32 @@ static gint64 cut_and_wait_for_failures(Setup *setup, Habit habit) {
     proxy_set(&setup->proxy, HOLD_BACK);
     calls_start(calls, &setup->client, 5000);
     g_usleep(10000);
-    proxy_set(&setup->proxy, habit);
     gint64 start_us = g_get_monotonic_time();
-    proxy_cut(&setup->proxy);
+    proxy_cut_and_set(&setup->proxy, habit);
     calls_check_failed(calls);
     return (g_get_monotonic_time() - start_us) / 1000;
 }
 
 static void test_a_server_that_hangs_up_is_given_up(void) {
     Setup setup;
-    setup_begin(&setup, "pattern 10000003", 1, 800);
+    setup_begin(&setup, "pattern 10000003", 1, 2000);
     gint64 took_ms = cut_and_wait_for_failures(&setup, HANG_UP);
-    g_assert_cmpint(took_ms, >=, 790);
-    g_assert_cmpint(took_ms, <, 5000);
-    client_wait_broken(&setup.client, "no NBD connection to QEMU for 1 s");
-    /* At first at once, then after 100, 200 and 400 ms. */
+    g_assert_cmpint(took_ms, >=, 1990);
+    g_assert_cmpint(took_ms, <, 10000);
+    client_wait_broken(&setup.client, "no NBD connection to QEMU for 2 s");
+    /* At first at once, then after 100, 200, 400 and 800 ms. */
     g_assert_cmpint(g_atomic_int_get(&setup.proxy.n_links), >=, 3);
-    g_assert_cmpint(g_atomic_int_get(&setup.proxy.n_links), <=, 5);
+    g_assert_cmpint(g_atomic_int_get(&setup.proxy.n_links), <=, 6);
     g_assert_cmpint(read_error(&setup.client, 0, 4096), ==, -EIO);
     setup_end(&setup);
 }
 
 static void test_a_server_that_lets_nobody_in_is_given_up(void) {
     Setup setup;
-    setup_begin(&setup, "pattern 10000003", 1, 500);
+    setup_begin(&setup, "pattern 10000003", 1, 1000);
     gint64 took_ms = cut_and_wait_for_failures(&setup, SAY_NOTHING);
-    g_assert_cmpint(took_ms, >=, 490);
-    g_assert_cmpint(took_ms, <, 5000);
+    g_assert_cmpint(took_ms, >=, 990);
+    g_assert_cmpint(took_ms, <, 10000);
     client_wait_broken(&setup.client, "no NBD connection to QEMU for 1 s");
     setup_end(&setup);
 }
@@ -423,8 +432,7 @@ static void test_a_server_that_hangs_up_for_a_while_is_waited_for(void) {
     Setup setup;
     Call calls[N_READS];
     setup_begin(&setup, "pattern 10000003", 2, CONNECT_TIMEOUT_MS);
-    proxy_set(&setup.proxy, HANG_UP);
-    proxy_cut(&setup.proxy);
+    proxy_cut_and_set(&setup.proxy, HANG_UP);
     proxy_wait_links(&setup.proxy, 5);
     calls_start(calls, &setup.client, 5000);
     proxy_set(&setup.proxy, PASS_ON);
@@ -437,14 +445,15 @@ static void test_a_server_that_hangs_up_for_a_while_is_waited_for(void) {
 static void test_a_server_that_is_cut_before_any_answer_is_given_up(void) {
     Setup setup;
     Call call;
-    setup_begin(&setup, "pattern 10000003", 1, 700);
+    setup_begin(&setup, "pattern 10000003", 1, 1000);
     g_atomic_int_set(&setup.proxy.cut_after, HANDSHAKE_BYTES);
     proxy_cut(&setup.proxy);
     call_read(&call, &setup.client, 0, 100000);
     latch_wait(&call.called, 1);
     g_assert_cmpint(call.error, ==, -EIO);
     call_clear(&call);
-    client_wait_broken(&setup.client, "no NBD connection to QEMU");
+    /* There is no connection, or no answer: it depends on what runs out first. */
+    client_wait_broken(&setup.client, " for 1 s");
     g_assert_cmpint(g_atomic_int_get(&setup.proxy.n_links), <=, 7);
     setup_end(&setup);
 }
@@ -453,7 +462,7 @@ static void test_a_server_that_is_cut_before_any_answer_is_given_up(void) {
 static void test_a_read_that_is_cut_each_time_ends(void) {
     Setup setup;
     Call call;
-    setup_begin(&setup, "pattern 10000003", 1, 500);
+    setup_begin(&setup, "pattern 10000003", 1, 1000);
     g_atomic_int_set(&setup.proxy.cut_after, 20000);
     proxy_cut(&setup.proxy);
     call_read(&call, &setup.client, 0, 100000);
@@ -478,7 +487,7 @@ static void test_a_server_that_is_gone_is_noticed_at_once(void) {
             g_assert_cmpint(g_unlink(setup.proxy.socket), ==, 0);
         proxy_stop(&setup.proxy);
         calls_check_failed(calls);
-        g_assert_cmpint(g_get_monotonic_time() - start_us, <, 2 * G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start_us, <, SOON_US);
         client_wait_broken(&setup.client, "QEMU closed the NBD connection (");
         setup_end(&setup);
     }
@@ -489,7 +498,7 @@ static void test_a_socket_that_is_removed_is_gone(void) {
     Setup setup;
     setup_begin(&setup, "pattern 10000003", 1, CONNECT_TIMEOUT_MS);
     g_assert_cmpint(g_unlink(setup.proxy.socket), ==, 0);
-    g_assert_cmpint(cut_and_wait_for_failures(&setup, PASS_ON), <, 2000);
+    g_assert_cmpint(cut_and_wait_for_failures(&setup, PASS_ON), <, SOON_US / 1000);
     client_wait_broken(&setup.client, "QEMU closed the NBD connection (");
     setup_end(&setup);
 }
@@ -514,7 +523,7 @@ static void check_another_server_breaks(const char *words, const char *said) {
     setup_begin(&setup, "pattern 10000003", 1, CONNECT_TIMEOUT_MS);
     server_start(&other, words);
     proxy_lead_to(&setup.proxy, other.socket);
-    g_assert_cmpint(cut_and_wait_for_failures(&setup, PASS_ON), <, 5000);
+    g_assert_cmpint(cut_and_wait_for_failures(&setup, PASS_ON), <, SOON_US / 1000);
     client_wait_broken(&setup.client, said);
     setup_end(&setup);
     server_clear(&other);
@@ -538,25 +547,25 @@ static void test_an_export_that_is_gone_breaks(void) {
 static void test_a_silent_server_is_given_up(void) {
     Setup setup;
     Call calls[N_READS];
-    setup_begin(&setup, "pattern 10000003", 2, 600);
+    setup_begin(&setup, "pattern 10000003", 2, 2000);
     check_random_pattern_reads(&setup.client, DISK_BYTES, 5);
     proxy_set(&setup.proxy, HOLD_BACK);
     gint64 start_us = g_get_monotonic_time();
     calls_start(calls, &setup.client, 5000);
     latch_wait(&calls[0].called, 1);
-    g_assert_cmpint(g_get_monotonic_time() - start_us, >=, 590 * 1000);
-    client_wait_broken(&setup.client, "QEMU has not answered for 1 s");
+    g_assert_cmpint(g_get_monotonic_time() - start_us, >=, 1990 * 1000);
+    client_wait_broken(&setup.client, "QEMU has not answered for 2 s");
     calls_check_failed(calls);
-    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 5 * G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 10 * G_USEC_PER_SEC);
     setup_end(&setup);
 }
 
 static void test_an_idle_server_may_be_silent(void) {
     Setup setup;
-    setup_begin(&setup, "pattern 10000003", 2, 200);
-    for (int i = 0; i < 3; i++) {
+    setup_begin(&setup, "pattern 10000003", 2, 1000);
+    for (int i = 0; i < 2; i++) {
         check_random_pattern_reads(&setup.client, DISK_BYTES, 5);
-        g_usleep(500000);
+        g_usleep(1500000);
     }
     g_assert_false(client_is_broken(&setup.client));
     setup_end(&setup);
@@ -564,11 +573,11 @@ static void test_an_idle_server_may_be_silent(void) {
 
 static void test_a_slow_server_lives(void) {
     Setup setup;
-    setup_begin(&setup, "pattern 10000003", 1, 500);
+    setup_begin(&setup, "pattern 10000003", 1, 1500);
     proxy_set(&setup.proxy, PASS_DROPS);
     gint64 start_us = g_get_monotonic_time();
-    check_pattern_read(&setup.client, 0, 100000);
-    g_assert_cmpint(g_get_monotonic_time() - start_us, >, 700 * 1000);
+    check_pattern_read(&setup.client, 0, 250000);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, >, 2 * G_USEC_PER_SEC);
     g_assert_false(client_is_broken(&setup.client));
     setup_end(&setup);
 }
@@ -603,7 +612,7 @@ static void test_a_break_ends_reads_in_flight(void) {
     vmsnap_snapshot_break(&setup.client.snapshot, "a test breaks it");
     gint64 start_us = g_get_monotonic_time();
     calls_check_failed(calls);
-    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 3 * G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, SOON_US);
     setup_end(&setup);
 }
 
@@ -613,14 +622,13 @@ static void test_a_break_ends_the_search_for_a_connection(void) {
         Setup setup;
         Call calls[N_READS];
         setup_begin(&setup, "pattern 10000003", 1, CONNECT_TIMEOUT_MS);
-        proxy_set(&setup.proxy, habits[i]);
-        proxy_cut(&setup.proxy);
+        proxy_cut_and_set(&setup.proxy, habits[i]);
         proxy_wait_links(&setup.proxy, 2);
         calls_start(calls, &setup.client, 5000);
         vmsnap_snapshot_break(&setup.client.snapshot, "a test breaks it");
         gint64 start_us = g_get_monotonic_time();
         calls_check_failed(calls);
-        g_assert_cmpint(g_get_monotonic_time() - start_us, <, 3 * G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start_us, <, SOON_US);
         setup_end(&setup);
     }
 }
@@ -631,8 +639,7 @@ static void test_close_may_come_while_there_is_no_connection(void) {
         Setup setup;
         Call calls[N_READS];
         setup_begin(&setup, "pattern 10000003", 2, CONNECT_TIMEOUT_MS);
-        proxy_set(&setup.proxy, habits[run % 3]);
-        proxy_cut(&setup.proxy);
+        proxy_cut_and_set(&setup.proxy, habits[run % 3]);
         g_usleep(random_below(10000));
         calls_start(calls, &setup.client, 5000);
         g_usleep(random_below(10000));
