@@ -9,6 +9,7 @@ A Session is one backup job: that of a vmsnap mount. An Arena has at most one at
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -84,20 +85,30 @@ class Files:
 @contextlib.contextmanager
 def bridge(kind, socket, disk):
     """Shows an NBD export as a file; gives its path and the process that serves it."""
+    def command(point, pid_file):
+        if kind == NBDFUSE:
+            return ['nbdfuse', '-r', '-P', pid_file, point, nbd_uri(socket, disk)]
+        return ['qemu-storage-daemon', '--pidfile', pid_file, '--blockdev',
+                f'driver=nbd,node-name=disk,read-only=on,server.type=unix,server.path={socket},export={disk}',
+                '--export', f'type=fuse,id=file,node-name=disk,mountpoint={point},writable=off,growable=off']
+
+    with fuse_file(kind, disk, command) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def fuse_file(kind, name, command):
+    """
+    Lets a process show a file with this NAME, and gives its path and the process. COMMAND(path, file) starts it: it
+    writes its process id to that second file when the first is there.
+    """
     directory = lib.make_directory(f'{kind.replace(" ", "-")}-{time.monotonic_ns()}')
-    point, pid_file = directory / disk, directory / 'pid'
+    point, pid_file = directory / name, directory / 'pid'
     point.touch()
-    if kind == NBDFUSE:
-        command = ['nbdfuse', '-r', '-P', pid_file, point, nbd_uri(socket, disk)]
-    else:
-        command = ['qemu-storage-daemon', '--pidfile', pid_file, '--blockdev',
-                   f'driver=nbd,node-name=disk,read-only=on,server.type=unix,server.path={socket},export={disk}',
-                   '--export', f'type=fuse,id=file,node-name=disk,mountpoint={point},writable=off,growable=off']
     with open(directory / 'log', 'w') as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command(point, pid_file), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        # It writes its process id when the file is there.
-        wait_until(lambda: pid_file.exists() or process.poll() is not None, f'{kind} serves {disk}')
+        wait_until(lambda: pid_file.exists() or process.poll() is not None, f'{kind} serves {name}')
         if process.poll() is not None:
             raise lib.CommandFailed(f'{kind} ended: {(directory / "log").read_text()}')
         yield point, process.pid
@@ -206,6 +217,7 @@ class Arena:
 
 class Job:
     """A backup job of one disk in pull mode, begun and ended by virsh: what one does without vmsnap."""
+    flags = ()
 
     def __init__(self, vm, disk):
         self._vm = vm
@@ -215,13 +227,15 @@ class Job:
         self.socket = self._directory / 'socket'
         self._xml = self._directory / 'job.xml'
         others = ''.join(f'<disk name="{name}" backup="no"/>' for name in vm.images if name != disk)
-        self._xml.write_text(
-            f'<domainbackup mode="pull"><server transport="unix" socket="{self.socket}"/><disks>{others}'
-            f'<disk name="{disk}" backup="yes" type="file"><scratch file="{self._directory}/scratch"/></disk>'
-            '</disks></domainbackup>')
+        self._xml.write_text(self._definition(disk, others))
+
+    def _definition(self, disk, others):
+        return (f'<domainbackup mode="pull"><server transport="unix" socket="{self.socket}"/><disks>{others}'
+                f'<disk name="{disk}" backup="yes" type="file"><scratch file="{self._directory}/scratch"/></disk>'
+                '</disks></domainbackup>')
 
     def begin(self):
-        self._vm.virsh('backup-begin', self._vm.name, self._xml)
+        self._vm.virsh('backup-begin', self._vm.name, self._xml, *self.flags)
 
     def end(self):
         self._vm.virsh('domjobabort', self._vm.name)
@@ -229,6 +243,26 @@ class Job:
     def wait_ended(self):
         """The command that ends a job returns before it has ended."""
         wait_until(lambda: not self._vm.virsh('backup-dumpxml', self._vm.name, status=None), 'the job has ended')
+
+
+class PushJob(Job):
+    """A backup job in push mode: QEMU itself copies the disk, to the file TARGET, which is there already."""
+    flags = ('--reuse-external',)
+
+    def __init__(self, vm, disk, target):
+        self._target = target
+        super().__init__(vm, disk)
+
+    def _definition(self, disk, others):
+        # The owner stays: libvirt fails where it cannot be changed, as in a file of nbdfuse's.
+        return (f'<domainbackup mode="push"><disks>{others}<disk name="{disk}" backup="yes" type="file">'
+                f'<driver type="raw"/><target file="{self._target}"><seclabel model="dac" relabel="no"/></target>'
+                '</disk></disks></domainbackup>')
+
+
+def job_stats(vm):
+    """What libvirt says of the machine's job now: {name: value}."""
+    return dict(re.findall(r'^(.+?): +(.+?) *$', vm.virsh('domjobinfo', vm.name, '--rawstats'), re.MULTILINE))
 
 
 def signal_to_exit():

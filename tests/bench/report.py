@@ -14,6 +14,7 @@ from lib import SANDBOX, run
 from peers import BRIDGES, NBDCOPY
 
 TABLE, FIGURES, CHART = 'bench.md', 'bench.json', 'bench.svg'
+PROGRAMS = {'libnbd': ('nbdcopy', '--version'), 'virtnbdbackup': ('virtnbdbackup', '-V'), 'fio': ('fio', '--version')}
 COLOURS = '#1b5e9e', '#e08214', '#7fbf7b', '#998ec3', '#b0b0b0', '#8c510a', '#35978f', '#d6604d'
 
 
@@ -109,11 +110,10 @@ def markdown(results, about):
         lines.append([row.name, row.title, guest, row.unit, *(medians.get(name, '') for name in columns), others,
                       *('<br>'.join(each[i] for each in judged) for i in (1, 2, 3))])
     table = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-    machine = ', '.join(f'{what} {version}' for what, version in about['versions'].items())
     variants = ''.join(f'{contestant.name} is mounted with "{contestant.options}". ' for contestant in results.variants
                        if contestant.options)
     return (f'{table}\nMedians of {results.rounds()} round(s); what is compared is compared within each round. '
-            f'{variants}{about["cpus"]} x {about["cpu"]}, {about["memory-gib"]} GiB; {machine}.\n')
+            f'{variants}{computer(about)}\n')
 
 
 def figures(results, about):
@@ -144,32 +144,39 @@ def draw(results, path):
     """Bars from left to right, in a group for each row that is a speed."""
     shown = [(row, guest) for row, guest in results.lines if row.in_chart and results.of(row.name, guest)]
     names = [contestant.name for contestant in results.variants] + [NBDCOPY, *BRIDGES]
-    names = [name for name in names if any(name in results.of(row.name, guest) for row, guest in shown)]
-    if not shown:
-        return
+    bars = {name: {i: statistics.median(results.of(row.name, guest)[name])
+                   for i, (row, guest) in enumerate(shown) if name in results.of(row.name, guest)} for name in names}
+    bars = {name: values for name, values in bars.items() if values}
+    if shown:
+        draw_bars(path, f'Reading a disk of a running machine: median of {results.rounds()} round(s)', 'GB/s',
+                  [f'{row.title}{"" if guest == "idle" else f", guest {guest}"}' for row, guest in shown], bars)
+
+
+def draw_bars(path, title, label, groups, bars, label_of='{:.2f}'.format, logarithmic=False):
+    """A chart of GROUPS, which are titles, with the same BARS in each: {name: {number of the group: value}}."""
     # A bar is 1 high, and there is room for one between two groups; downwards.
-    group = len(names) + 1
-    tics = ', '.join(f'"{row.title}{"" if guest == "idle" else f", guest {guest}"}" {i * group + (len(names) - 1) / 2}'
-                     for i, (row, guest) in enumerate(shown))
-    data, bars, largest = '', [], 0
-    for place, name in enumerate(names):
+    group = len(bars) + 1
+    tics = ', '.join(f'"{name}" {i * group + (len(bars) - 1) / 2}' for i, name in enumerate(groups))
+    values = [value for values in bars.values() for value in values.values()]
+    low, high = (min(values) / 2, 3 * max(values)) if logarithmic else (0, 1.1 * max(values))
+    data, plots = '', []
+    for place, (name, values) in enumerate(bars.items()):
         # Where there is no such bar, a space between the others remains.
-        points = [(i * group + place, statistics.median(results.of(row.name, guest)[name]))
-                  for i, (row, guest) in enumerate(shown) if name in results.of(row.name, guest)]
-        data += f'$data{place} << END\n' + ''.join(f'{at} {value:.3g}\n' for at, value in points) + 'END\n'
-        largest = max(largest, *(value for _, value in points))
+        data += f'$data{place} << END\n' + ''.join(f'{i * group + place} {value:.3g} "{label_of(value)}"\n'
+                                                  for i, value in values.items()) + 'END\n'
         colour = COLOURS[place % len(COLOURS)]
-        bars += [f'$data{place} using ($2 / 2):1:($2 / 2):(0.45) with boxxyerror title "{name}" '
-                 f'linecolor rgb "{colour}"',
-                 f'$data{place} using 2:1:(gprintf("%.2f", $2)) with labels left offset 0.3,0 font ",9" notitle']
+        plots += [f'$data{place} using 2:1:({low:.3g}):2:($1 - 0.45):($1 + 0.45) with boxxyerror title "{name}" '
+                  f'linecolor rgb "{colour}"',
+                  f'$data{place} using 2:1:3 with labels left offset 0.3,0 font ",9" notitle']
     script = SANDBOX / 'chart.gnuplot'
     script.write_text(f'''{data}
-set terminal svg size 900,{110 + 15 * group * len(shown)} font "sans-serif,12" background "white"
+set terminal svg size 900,{110 + 15 * group * len(groups)} font "sans-serif,12" background "white"
 set output "{path}"
-set title "Reading a disk of a running machine: median of {results.rounds()} round(s)"
-set xlabel "GB/s"
-set xrange [0:{1.1 * largest:.3g}]
-set yrange [{group * len(shown) - 1}:-1]
+set title "{title}"
+set xlabel "{label}"
+{"set logscale x" if logarithmic else ""}
+set xrange [{low:.3g}:{high:.3g}]
+set yrange [{group * len(groups) - 1}:-1]
 set ytics ({tics}) scale 0
 set grid xtics back linetype 1 linewidth 1 linecolor rgb "#dddddd"
 set border 3
@@ -177,7 +184,7 @@ set xtics nomirror
 set ytics nomirror
 set key outside top right horizontal samplen 2
 set style fill solid noborder
-plot {", ".join(bars)}
+plot {", ".join(plots)}
 ''')
     run('gnuplot', script)
 
@@ -188,26 +195,31 @@ def version(*command):
     return re.search(r'\d+(\.\d+)+', said.stdout + said.stderr)[0]
 
 
-def about_here():
-    """The versions and the computer."""
+def about_here(programs=()):
+    """The computer, and the versions of vmsnap, the machine's programs, and other PROGRAMS, {name: command}."""
     cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
     memory = int(re.search(r'MemTotal:\s+(\d+) kB', Path('/proc/meminfo').read_text())[1])
+    programs = {'vmsnap': ('mount.vmsnap', '-V'), 'QEMU': ('qemu-system-x86_64', '--version'),
+                'libvirt': ('virsh', '--version'), **dict(programs)}
     return {
         'date': time.strftime('%Y-%m-%d'),
         'cpu': cpu[1] if cpu else os.uname().machine,
         'cpus': os.cpu_count(),
         'memory-gib': round(memory / 1024 / 1024),
-        'versions': {'vmsnap': version('mount.vmsnap', '-V'), 'QEMU': version('qemu-system-x86_64', '--version'),
-                     'libvirt': version('virsh', '--version'), 'libnbd': version('nbdcopy', '--version'),
-                     'virtnbdbackup': version('virtnbdbackup', '-V'), 'fio': version('fio', '--version'),
-                     'kernel': os.uname().release},
+        'versions': {name: version(*command) for name, command in programs.items()} | {'kernel': os.uname().release},
     }
+
+
+def computer(about):
+    """What about_here() has found, in words."""
+    versions = ', '.join(f'{what} {version}' for what, version in about['versions'].items())
+    return f'{about["cpus"]} x {about["cpu"]}, {about["memory-gib"]} GiB; {versions}.'
 
 
 def write(results, directory, seconds):
     """Writes table, figures and chart of all rounds so far."""
     directory.mkdir(parents=True, exist_ok=True)
-    about = about_here() | {'rounds': results.rounds(), 'seconds': round(seconds)}
+    about = about_here(PROGRAMS) | {'rounds': results.rounds(), 'seconds': round(seconds)}
     (directory / TABLE).write_text(markdown(results, about))
     (directory / FIGURES).write_text(json.dumps(figures(results, about), indent=2) + '\n')
     draw(results, directory / CHART)
