@@ -2,7 +2,10 @@
 
 """tests/bench works: every row is measured for every contestant, and table, figures and chart are written."""
 
+import contextlib
 import json
+import signal
+import subprocess
 import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -11,6 +14,7 @@ import lib
 from lib import run
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench/bench.py'
+IMPACT = BENCH.with_name('impact.py')
 
 BRIDGES = {'nbdfuse', 'QEMU FUSE'}
 FILES = {'nbdcopy', *BRIDGES}
@@ -25,6 +29,11 @@ ROWS = {
     'growth-10-extents': {'nbdcopy'}, 'growth-100-extents': {'nbdcopy'},
 }
 WRITING = ('dd-1M', 'dd-128k', 'cat', 'cp')
+
+
+def cells(table):
+    """The lines of a table in Markdown."""
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines() if line[:1] == '|']
 
 
 class Bench(unittest.TestCase):
@@ -60,7 +69,7 @@ class Bench(unittest.TestCase):
     def test_table(self):
         table = (self.output / 'bench.md').read_text()
         self.assertEqual(self.printed.rstrip('\n'), table.rstrip('\n'))
-        lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines() if line[:1] == '|']
+        lines = cells(table)
         self.assertEqual({len(line) for line in lines}, {len(lines[0])})
         self.assertEqual([line[0] for line in lines[2:]], [row['name'] for row in self.figures['rows']])
 
@@ -69,3 +78,88 @@ class Bench(unittest.TestCase):
         text = ' '.join(chart.itertext())
         for name in ('vmsnap', *FILES, 'GB/s'):
             self.assertIn(name, text)
+
+
+def helpers():
+    """The processes that only a benchmark has, and what is mounted."""
+    found = set(Path('/proc/self/mountinfo').read_text().splitlines())
+    for directory in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            command = (directory / 'cmdline').read_bytes().split(b'\0')[0].decode()
+            if Path(command).name in ('nbdfuse', 'nbdkit', 'cat', 'qemu-system-x86_64', 'mount.vmsnap'):
+                found.add(f'process {directory.name}, {command}')
+    return found
+
+
+class Impact(unittest.TestCase):
+    """A short measurement of what a backup costs the guest. How much that is does not matter here."""
+
+    CASES = ['none', 'vmsnap-limited', 'vmsnap', 'push']
+
+    @classmethod
+    def setUpClass(cls):
+        cls.output = lib.SANDBOX / 'impact'
+        cls.before = helpers()
+        cls.printed = run(IMPACT, '--smoke', '--output', cls.output, timeout=300).stdout
+        cls.after = helpers()
+        cls.figures = json.loads((cls.output / 'impact.json').read_text())
+
+    def test_figures(self):
+        self.assertEqual([case['name'] for case in self.figures['cases']], self.CASES)
+        for case in self.figures['cases']:
+            with self.subTest(case=case['name']):
+                [figures] = case['rounds']
+                self.assertEqual(figures['due'], self.figures['pace'] * self.figures['seconds'])
+                self.assertGreater(figures['written'], 0)
+                self.assertLessEqual(figures['written'], figures['due'])
+                self.assertTrue(0 < figures['p50'] <= figures['p99'] <= figures['max'], figures)
+                self.assertGreater(figures['writes'], 0)
+
+    def test_backup_is_active(self):
+        for case in self.figures['cases']:
+            with self.subTest(case=case['name']):
+                [figures] = case['rounds']
+                self.assertEqual(figures['job'], case['name'] != 'none')
+                self.assertEqual(figures['backup'] > 0, case['name'] != 'none')
+                if case['name'] in ('vmsnap-limited', 'push'):
+                    # What they are let have at once, at their beginning, is more than that of so short a time.
+                    self.assertLess(figures['backup'], 3 * self.figures['limit'])
+
+    def test_nothing_left(self):
+        self.assertEqual(self.after - self.before, set())
+        self.assertEqual(run('virsh', '--quiet', 'list', '--all').stdout.strip(), '')
+
+    def test_table(self):
+        self.assertEqual(self.printed, (self.output / 'impact.md').read_text())
+        lines = cells(self.printed)
+        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+        self.assertEqual([line[0] for line in lines[2:]], [case['title'] for case in self.figures['cases']])
+
+    def test_chart(self):
+        text = ' '.join(ElementTree.parse(self.output / 'impact.svg').getroot().itertext())
+        for name in ('p50', 'p99', 'max', 'ms', *(case['title'] for case in self.figures['cases'])):
+            self.assertIn(name, text)
+
+
+class ImpactEnded(unittest.TestCase):
+    """A measurement that is ended from outside takes along what it has started."""
+
+    def test_end(self):
+        before = helpers()
+        process = subprocess.Popen([IMPACT, '--smoke', '--output', lib.SANDBOX / 'impact-ended'], text=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            # Its last case, so that all others have been there.
+            lib.wait_until(lambda: 'mode="push"' in self.job().replace("'", '"'), 'the push backup has begun', 120)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=lib.PATIENCE)[1]
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM, said)
+        self.assertEqual(helpers() - before, set())
+        self.assertEqual(run('virsh', '--quiet', 'list', '--all').stdout.strip(), '')
+
+    @staticmethod
+    def job():
+        """The backup job of the only machine, if there is one."""
+        machine = run('virsh', '--quiet', 'list', '--name').stdout.strip()
+        return run('virsh', '--quiet', 'backup-dumpxml', machine, status=None).stdout if machine else ''
