@@ -233,8 +233,9 @@ static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter 
         if (result < 0)
             g_warning("failed to serve the mount: %s", g_strerror(-result));
     }
-    vmsnap_guardian_unmount(guardian, mount_id);
-    return result != 0;
+    /* Who unmounts may send a signal, too, which may come first: then nobody stopped it. */
+    gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
+    return result < 0 || (result > 0 && was_mounted);
 }
 
 static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGuardian *guardian) {

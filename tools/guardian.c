@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Daemon and guardian are connected by a pair of sockets. A message from the daemon is the number of a mount to take
- * away, the answer is the same. The end of the stream is the end of the daemon.
+ * away, the answer is whether it was still there. The end of the stream is the end of the daemon.
  */
 #include "guardian.h"
 
@@ -29,8 +29,8 @@ static void requests_serve(const VmsnapGuardian *guardian, int fd) {
     while ((length = recv(fd, &mount_id, sizeof mount_id, 0)) > 0 || (length < 0 && errno == EINTR)) {
         if (length != sizeof mount_id)
             continue;
-        vmsnap_mount_point_detach(guardian->mount_point, mount_id);
-        (void)send(fd, &mount_id, sizeof mount_id, MSG_NOSIGNAL);
+        gboolean was_there = vmsnap_mount_point_detach(guardian->mount_point, mount_id);
+        (void)send(fd, &was_there, sizeof was_there, MSG_NOSIGNAL);
     }
 }
 
@@ -94,11 +94,12 @@ gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GE
     return FALSE;
 }
 
-void vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id) {
-    uint64_t answer;
-    if (send(guardian->fd, &mount_id, sizeof mount_id, MSG_NOSIGNAL) != sizeof mount_id ||
-        recv(guardian->fd, &answer, sizeof answer, 0) != sizeof answer)
-        vmsnap_mount_point_detach(guardian->mount_point, mount_id);
+gboolean vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id) {
+    gboolean was_there;
+    if (send(guardian->fd, &mount_id, sizeof mount_id, MSG_NOSIGNAL) == sizeof mount_id &&
+        recv(guardian->fd, &was_there, sizeof was_there, 0) == sizeof was_there)
+        return was_there;
+    return vmsnap_mount_point_detach(guardian->mount_point, mount_id);
 }
 
 /* Somebody has killed it. What this process has the rights for is done; umount's helper or a next mount does the rest.

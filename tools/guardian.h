@@ -27,8 +27,8 @@ typedef struct {
  */
 gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GError **error);
 
-/** Has the mount taken away, if it is still there. */
-void vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id);
+/** Has the mount taken away, if it is still there. Returns: whether it was. */
+gboolean vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id);
 
 /**
  * vmsnap_guardian_finish:

@@ -50,9 +50,11 @@ static gboolean unmount_lazily(const char *path) {
 }
 
 /* libfuse's own unmount closes the descriptor that replies go to, and leaves an aborted mount in its place. */
-void vmsnap_mount_point_detach(const char *path, uint64_t mount_id) {
-    if (mount_id != 0 && is_in_place(path, mount_id))
-        (void)unmount_lazily(path);
+gboolean vmsnap_mount_point_detach(const char *path, uint64_t mount_id) {
+    if (mount_id == 0 || !is_in_place(path, mount_id))
+        return FALSE;
+    (void)unmount_lazily(path);
+    return TRUE;
 }
 
 static gboolean is_dead(const char *path) {

@@ -30,9 +30,10 @@ gboolean vmsnap_mount_point_check_fuse(const char *mount_point, gboolean allow_o
  * @path: canonical
  * @mount_id: the kernel's number of a mount, or 0 for none
  *
- * Takes the mount away if it is still on @path; whoever has files open keeps them. Warns if it cannot.
+ * Takes the mount away if it is still on @path; whoever has files open keeps them. Warns if it cannot. Returns: whether
+ * it was still there.
  */
-void vmsnap_mount_point_detach(const char *path, uint64_t mount_id);
+gboolean vmsnap_mount_point_detach(const char *path, uint64_t mount_id);
 
 /** Takes away each vmsnap on top of @path, which is canonical, whose daemon is dead. Warns if it cannot. */
 void vmsnap_mount_point_clear_dead(const char *path);
