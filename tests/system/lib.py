@@ -453,6 +453,9 @@ def left_behind(vm):
         # walk(), unlike rglob(), does not mind what vanishes meanwhile.
         for path, directories, files in os.walk(directory):
             left |= {f'file {path}/{name}' for name in directories + files}
+    with contextlib.suppress(FileNotFoundError):
+        left |= {f'entry of umount(8): {line}' for line in Path('/run/mount/utab').read_text().splitlines()
+                 if 'vmsnap' in line}
     if vm.state() != 'shut off':
         job = vm.virsh('domjobinfo', vm.name)
         if not re.fullmatch(r'Job type: +None\s*', job):
@@ -531,20 +534,21 @@ class Mount:
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                return self._assert_nothing_left()
+                return self.assert_no_trace()
             except AssertionError:  # also of virsh, to which libvirt cannot always tell what a job is just doing
                 if time.monotonic() > end:
                     raise
             time.sleep(0.05)
 
-    def _assert_nothing_left(self):
+    def assert_no_trace(self):
+        """Whatever was not there before the mount is gone."""
         left = left_behind(self.vm) - self._before
         if left:
             raise AssertionError('left behind:\n' + '\n'.join(sorted(left)))
 
     def assert_nothing_left(self):
         """Whatever was not there before the mount is gone, and the guest lives and writes."""
-        self._assert_nothing_left()
+        self.assert_no_trace()
         if self.vm.state() == 'running':
             self.vm.touch()
         self.point.rmdir()
