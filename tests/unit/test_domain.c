@@ -475,6 +475,89 @@ static void test_the_socket_of_a_job_is_read(void) {
     g_assert_null(vmsnap_domain_parse_backup_socket(""));
 }
 
+#define BACKUP(disks)                                                                                                  \
+    "<domainbackup mode='pull' id='1'><server transport='unix' socket='/run/nbd.sock'/><disks>" disks                  \
+    "</disks></domainbackup>"
+
+static void check_scratch_device(const char *xml, const char *target, const char *expected) {
+    g_autofree char *device = vmsnap_domain_parse_scratch_device(xml, target);
+    g_assert_cmpstr(device, ==, expected);
+}
+
+/* libvirt numbers the scratch files of a job, as it does the images of a disk. */
+static void test_the_scratch_file_of_a_job_has_a_number(void) {
+    const char *xml = BACKUP("<disk name='vda' backup='yes' type='file' index='7'><driver type='qcow2'/>"
+                             "<scratch file='/scratch/vda.qcow2'/></disk>"
+                             "<disk name='vdb' backup='no' index='8'/>"
+                             "<disk name='vdc' backup='yes' type='file' exportname='vda' index='12'/>"
+                             "<disk name='vdd' backup='yes' type='file'/>");
+    check_scratch_device(xml, "vda", "vda[7]");
+    check_scratch_device(xml, "vdc", "vdc[12]");
+    check_scratch_device(xml, "vdd", NULL);
+    check_scratch_device(xml, "vde", NULL);
+    check_scratch_device(xml, "vd", NULL);
+    check_scratch_device(xml, "VDA", NULL);
+    check_scratch_device(xml, "", NULL);
+}
+
+/* One without a number before, and another place in the XML: neither stands for the disk. */
+static void test_only_the_disk_of_that_name_has_its_scratch_file(void) {
+    check_scratch_device(BACKUP("<disk name='vda'/><disk name='vda' index='3'/>"), "vda", "vda[3]");
+    check_scratch_device(BACKUP("<disk index='3'/>"), "vda", NULL);
+    check_scratch_device(BACKUP("<disk index='3'><name>vda</name></disk>"), "vda", NULL);
+    check_scratch_device(BACKUP("<disk name='vda'><scratch index='3'/></disk>"), "vda", NULL);
+    check_scratch_device(BACKUP("<disk name='vdb' index='2'><disk name='vda' index='3'/></disk>"), "vda", NULL);
+    check_scratch_device("<domainbackup><disk name='vda' index='3'/></domainbackup>", "vda", NULL);
+    check_scratch_device(DISKS("<disk name='vda' index='3'/>"), "vda", NULL);
+}
+
+static void test_what_is_no_backup_has_no_scratch_file(void) {
+    static const char *const texts[] = {"",
+                                        "no XML",
+                                        "<domainbackup",
+                                        "<domainbackup/>",
+                                        "<domainbackup><disks/></domainbackup>",
+                                        "<disk name='vda' index='3'/>",
+                                        "<domainbackup><disks><disk name='vda' index='3'>"};
+    for (size_t i = 0; i < G_N_ELEMENTS(texts); i++)
+        check_scratch_device(texts[i], "vda", NULL);
+}
+
+/* The name is compared as text: nothing in it is a part of the question. */
+static void test_odd_names_have_their_scratch_file(void) {
+    static const char *const odd[] = {
+        "a b", "a&b", "a<b>", "a'b", "a\"b", "a'\"b", "vda' or '1'='1", "vda'] | //disk[@index='3",
+        "*",   "ü€",  "%s%n", "]]>",
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(odd); i++) {
+        g_autofree char *escaped = g_markup_escape_text(odd[i], -1);
+        g_autofree char *xml =
+            g_strdup_printf(BACKUP("<disk name='vda' index='3'/><disk name=\"%s\" index='4'/>"), escaped);
+        g_autofree char *expected = g_strconcat(odd[i], "[4]", NULL);
+        check_scratch_device(xml, odd[i], expected);
+        check_scratch_device(xml, "vda", "vda[3]");
+        check_scratch_device(BACKUP("<disk name='vda' index='3'/>"), odd[i], NULL);
+    }
+}
+
+static void test_hostile_backups_end(void) {
+    g_autoptr(GString) deep = g_string_new("<domainbackup><disks>"), many = g_string_new("<domainbackup><disks>");
+    for (unsigned i = 0; i < 100000; i++) {
+        g_string_append(deep, "<disk name='vda' index='3'>");
+        g_string_append_printf(many, "<disk name='vd%u' index='%u'/>", i, i);
+    }
+    g_string_append(many, "</disks></domainbackup>");
+    check_scratch_device(deep->str, "vda", NULL);
+    g_autofree char *device = vmsnap_domain_parse_scratch_device(many->str, "vd99");
+    g_assert_cmpstr(device, ==, "vd99[99]");
+    check_scratch_device("<!DOCTYPE d [<!ENTITY a 'x'><!ENTITY b '&a;&b;'>]><domainbackup><disks>"
+                         "<disk name='&b;' index='3'/></disks></domainbackup>",
+                         "vda", NULL);
+    check_scratch_device("<!DOCTYPE d [<!ENTITY f SYSTEM 'file:///etc/hostname'>]><domainbackup><disks>"
+                         "<disk name='vda' index='3'>&f;</disk></disks></domainbackup>",
+                         "vda", "vda[3]");
+}
+
 static void test_free_takes_null(void) {
     vmsnap_domain_free(NULL);
 }
@@ -506,6 +589,12 @@ int main(int argc, char **argv) {
     g_test_add_func("/domain/the-backup-names-every-disk", test_the_backup_names_every_disk);
     g_test_add_func("/domain/the-backup-keeps-odd-names-and-paths", test_the_backup_keeps_odd_names_and_paths);
     g_test_add_func("/domain/the-socket-of-a-job-is-read", test_the_socket_of_a_job_is_read);
+    g_test_add_func("/domain/the-scratch-file-of-a-job-has-a-number", test_the_scratch_file_of_a_job_has_a_number);
+    g_test_add_func("/domain/only-the-disk-of-that-name-has-its-scratch-file",
+                    test_only_the_disk_of_that_name_has_its_scratch_file);
+    g_test_add_func("/domain/what-is-no-backup-has-no-scratch-file", test_what_is_no_backup_has_no_scratch_file);
+    g_test_add_func("/domain/odd-names-have-their-scratch-file", test_odd_names_have_their_scratch_file);
+    g_test_add_func("/domain/hostile-backups-end", test_hostile_backups_end);
     g_test_add_func("/domain/free-takes-null", test_free_takes_null);
     return g_test_run();
 }
