@@ -70,14 +70,19 @@ static void test_a_bare_command_has_the_defaults(void) {
     g_assert_cmpuint(options->connections, ==, 2);
     g_assert_cmpuint(options->readahead_bytes, ==, 64 << 20);
     g_assert_cmpuint(options->speed_bytes_per_s, ==, 0);
-    g_assert_false(options->read_only);
+    g_assert_cmpint(options->quiesce, ==, VMSNAP_QUIESCE_NO);
+    g_assert_cmpuint(options->freeze_timeout_ms, ==, 5000);
+    g_assert_cmpuint(options->scratch_reserve_bytes, ==, 512 << 20);
+    g_assert_cmpuint(options->scratch_max_bytes, ==, 0);
+    g_assert_false(options->read_only || options->cleanup);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
 }
 
 static void test_own_options_are_read(void) {
-    g_autoptr(VmsnapOptions) options =
-        parse_string("connect=qemu:///session,disks=vda:vdb,exclude=sda,scratch=/srv/scratch,uid=1000,gid=1001,"
-                     "mode=0440,allow_other,timeout=7,connections=5,readahead=3M,speed=4K,ro");
+    g_autoptr(VmsnapOptions) options = parse_string(
+        "connect=qemu:///session,disks=vda:vdb,exclude=sda,scratch=/srv/scratch,uid=1000,gid=1001,"
+        "mode=0440,allow_other,timeout=7,connections=5,readahead=3M,speed=4K,ro,quiesce=try,freeze_timeout=9,"
+        "scratch_reserve=2G,scratch_max=10G");
     g_assert_cmpstr(options->connect_uri, ==, "qemu:///session");
     g_assert_cmpstrv(options->disks, ((const char *[]){"vda", "vdb", NULL}));
     g_assert_cmpstrv(options->exclude, ((const char *[]){"sda", NULL}));
@@ -90,8 +95,35 @@ static void test_own_options_are_read(void) {
     g_assert_cmpuint(options->connections, ==, 5);
     g_assert_cmpuint(options->readahead_bytes, ==, 3 << 20);
     g_assert_cmpuint(options->speed_bytes_per_s, ==, 4096);
+    g_assert_cmpint(options->quiesce, ==, VMSNAP_QUIESCE_TRY);
+    g_assert_cmpuint(options->freeze_timeout_ms, ==, 9000);
+    g_assert_cmpuint(options->scratch_reserve_bytes, ==, UINT64_C(2) << 30);
+    g_assert_cmpuint(options->scratch_max_bytes, ==, UINT64_C(10) << 30);
     g_assert_true(options->read_only);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
+}
+
+static void test_a_guest_is_frozen_as_asked(void) {
+    static const struct {
+        const char *string;
+        VmsnapQuiesceMode mode;
+    } cases[] = {{"quiesce=no", VMSNAP_QUIESCE_NO},
+                 {"quiesce=try", VMSNAP_QUIESCE_TRY},
+                 {"quiesce=require", VMSNAP_QUIESCE_REQUIRE},
+                 {"quiesce=require,quiesce=no", VMSNAP_QUIESCE_NO}};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
+        g_assert_cmpint(options->quiesce, ==, cases[i].mode);
+    }
+}
+
+static void test_times_are_seconds_up_to_a_bound(void) {
+    g_autoptr(VmsnapOptions) least = parse_string("timeout=1,freeze_timeout=1");
+    g_assert_cmpuint(least->timeout_ms, ==, 1000);
+    g_assert_cmpuint(least->freeze_timeout_ms, ==, 1000);
+    g_autoptr(VmsnapOptions) most = parse_string("timeout=3600,freeze_timeout=300");
+    g_assert_cmpuint(most->timeout_ms, ==, 3600000);
+    g_assert_cmpuint(most->freeze_timeout_ms, ==, 300000);
 }
 
 static void test_users_and_groups_have_names(void) {
@@ -128,16 +160,23 @@ static void test_sizes_have_suffixes(void) {
         {"7K", 7 << 10}, {"64M", 64 << 20}, {"3G", UINT64_C(3) << 30}, {"1T", UINT64_C(1) << 40},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
-        g_autofree char *string = g_strdup_printf("readahead=%s,speed=%s", cases[i].value, cases[i].value);
+        const char *value = cases[i].value;
+        g_autofree char *string =
+            g_strdup_printf("readahead=%s,speed=%s,scratch_reserve=%s,scratch_max=%s", value, value, value, value);
         g_autoptr(VmsnapOptions) options = parse_string(string);
         g_assert_cmpuint(options->readahead_bytes, ==, cases[i].bytes);
         g_assert_cmpuint(options->speed_bytes_per_s, ==, cases[i].bytes);
+        g_assert_cmpuint(options->scratch_reserve_bytes, ==, cases[i].bytes);
+        g_assert_cmpuint(options->scratch_max_bytes, ==, cases[i].bytes);
     }
 }
 
 static void test_a_limit_may_be_as_high_as_numbers_go(void) {
-    g_autoptr(VmsnapOptions) options = parse_string("speed=18446744073709551615");
+    g_autoptr(VmsnapOptions) options = parse_string(
+        "speed=18446744073709551615,scratch_reserve=18446744073709551615,scratch_max=18446744073709551615");
     g_assert_cmpuint(options->speed_bytes_per_s, ==, UINT64_MAX);
+    g_assert_cmpuint(options->scratch_reserve_bytes, ==, UINT64_MAX);
+    g_assert_cmpuint(options->scratch_max_bytes, ==, UINT64_MAX);
 }
 
 /* mount(8) hands over "ro" and "rw"; people who call the helper themselves write -r too. */
@@ -243,6 +282,31 @@ static void test_bad_values_are_refused_by_name(void) {
         {"speed=50M/s", "speed=50M/s"},
         {"speed= 50M", "speed= 50M"},
         {"speed=18446744073709551616", "speed=18446744073709551616"},
+        {"quiesce", "'quiesce'"},
+        {"quiesce=", "'quiesce'"},
+        {"quiesce=yes", "quiesce=yes"},
+        {"quiesce=1", "quiesce=1"},
+        {"quiesce=Try", "quiesce=Try"},
+        {"quiesce=required", "quiesce=required"},
+        {"quiesce=try ", "quiesce=try "},
+        {"freeze_timeout", "'freeze_timeout'"},
+        {"freeze_timeout=", "'freeze_timeout'"},
+        {"freeze_timeout=0", "freeze_timeout=0"},
+        {"freeze_timeout=-1", "freeze_timeout=-1"},
+        {"freeze_timeout=301", "freeze_timeout=301"},
+        {"freeze_timeout=5s", "freeze_timeout=5s"},
+        {"freeze_timeout=18446744073709551617", "freeze_timeout=18446744073709551617"},
+        {"scratch_reserve", "'scratch_reserve'"},
+        {"scratch_reserve=", "'scratch_reserve'"},
+        {"scratch_reserve=10%", "scratch_reserve=10%"},
+        {"scratch_reserve=-1", "scratch_reserve=-1"},
+        {"scratch_reserve=1.5G", "scratch_reserve=1.5G"},
+        {"scratch_reserve=18446744073709551616", "scratch_reserve=18446744073709551616"},
+        {"scratch_max", "'scratch_max'"},
+        {"scratch_max=", "'scratch_max'"},
+        {"scratch_max=none", "scratch_max=none"},
+        {"scratch_max=10GB", "scratch_max=10GB"},
+        {"scratch_max=16777216T", "scratch_max=16777216T"},
         {"ro=1", "ro=1"},
         {"rw=", "rw="},
         {"allow_other=1", "allow_other=1"},
@@ -482,6 +546,47 @@ static void test_missing_and_surplus_operands_are_refused(void) {
     CHECK_USAGE_ERROR(empty, "no name");
 }
 
+static VmsnapOptions *parse_cleanup(const char *domain) {
+    g_autoptr(GError) error = NULL;
+    VmsnapOptions *options = parse(&error, "--cleanup", domain, NULL);
+    g_assert_no_error(error);
+    g_assert_nonnull(options);
+    g_assert_true(options->cleanup);
+    g_assert_null(options->mount_point);
+    return options;
+}
+
+static void test_cleanup_takes_a_domain_or_none(void) {
+    static const char *const domains[] = {"vm1", "6f1c2d3e-0000-4000-8000-00000000000a", "a b", "\xff", "7"};
+    g_autoptr(VmsnapOptions) all = parse_cleanup(NULL);
+    g_assert_null(all->source);
+    for (size_t i = 0; i < G_N_ELEMENTS(domains); i++) {
+        g_autoptr(VmsnapOptions) options = parse_cleanup(domains[i]);
+        g_assert_cmpstr(options->source, ==, domains[i]);
+    }
+}
+
+static void test_cleanup_mounts_nothing(void) {
+    g_autoptr(GError) two = NULL, after = NULL;
+    g_assert_null(parse(&two, "--cleanup", "vm1", "/mnt", NULL));
+    CHECK_USAGE_ERROR(two, "--cleanup [DOMAIN]");
+    g_assert_null(parse(&after, "vm1", "/mnt", "--cleanup", NULL));
+    CHECK_USAGE_ERROR(after, "--cleanup [DOMAIN]");
+}
+
+/* There is nothing to choose with -o, but what is wrong there is still told. */
+static void test_cleanup_takes_options(void) {
+    g_autoptr(GError) error = NULL, bad = NULL;
+    g_autoptr(VmsnapOptions) options =
+        parse(&error, "-v", "-o", "connect=qemu:///session,timeout=5", "--cleanup", "vm1", NULL);
+    g_assert_no_error(error);
+    g_assert_true(options->cleanup && options->verbose);
+    g_assert_cmpstr(options->source, ==, "vm1");
+    g_assert_cmpuint(options->timeout_ms, ==, 5000);
+    g_assert_null(parse(&bad, "--cleanup", "-o", "timeout=never", NULL));
+    CHECK_USAGE_ERROR(bad, "timeout=never");
+}
+
 static void test_unknown_letters_are_refused(void) {
     static const char *const arguments[] = {"-x", "--nonsense", "-fx", "-o"};
     for (size_t i = 0; i < G_N_ELEMENTS(arguments); i++) {
@@ -499,6 +604,8 @@ int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/options/a-bare-command-has-the-defaults", test_a_bare_command_has_the_defaults);
     g_test_add_func("/options/own-options-are-read", test_own_options_are_read);
+    g_test_add_func("/options/a-guest-is-frozen-as-asked", test_a_guest_is_frozen_as_asked);
+    g_test_add_func("/options/times-are-seconds-up-to-a-bound", test_times_are_seconds_up_to_a_bound);
     g_test_add_func("/options/users-and-groups-have-names", test_users_and_groups_have_names);
     g_test_add_func("/options/no-mode-makes-files-executable", test_no_mode_makes_files_executable);
     g_test_add_func("/options/a-disk-has-1-to-16-connections", test_a_disk_has_1_to_16_connections);
@@ -531,6 +638,9 @@ int main(int argc, char **argv) {
     g_test_add_func("/options/the-version-needs-no-operands", test_the_version_needs_no_operands);
     g_test_add_func("/options/help-is-printed", test_help_is_printed);
     g_test_add_func("/options/missing-and-surplus-operands-are-refused", test_missing_and_surplus_operands_are_refused);
+    g_test_add_func("/options/cleanup-takes-a-domain-or-none", test_cleanup_takes_a_domain_or_none);
+    g_test_add_func("/options/cleanup-mounts-nothing", test_cleanup_mounts_nothing);
+    g_test_add_func("/options/cleanup-takes-options", test_cleanup_takes_options);
     g_test_add_func("/options/unknown-letters-are-refused", test_unknown_letters_are_refused);
     g_test_add_func("/options/free-takes-null", test_free_takes_null);
     return g_test_run();
