@@ -235,6 +235,116 @@ static void test_stop_answers_all_and_holds_back_nothing_any_more(void) {
     fixture_free(fixture);
 }
 
+static unsigned count_threads(void) {
+    g_autoptr(GDir) tasks = g_dir_open("/proc/self/task", 0, NULL);
+    unsigned count = 0;
+    const char *name;
+    g_assert_nonnull(tasks);
+    while ((name = g_dir_read_name(tasks))) {
+        g_autofree char *path = g_build_filename("/proc/self/task", name, "comm", NULL), *comm = NULL;
+        if (g_file_get_contents(path, &comm, NULL, NULL) && g_str_equal(g_strchomp(comm), "vmsnap-throttle"))
+            count++;
+    }
+    return count;
+}
+
+/* A thread that was joined may be listed for a moment still; and one that was made, not yet by its name. */
+static void check_threads(unsigned expected) {
+    gint64 deadline_us = g_get_monotonic_time() + LATCH_TIMEOUT_S * G_USEC_PER_SEC;
+    while (count_threads() != expected && g_get_monotonic_time() < deadline_us)
+        g_usleep(1000);
+    g_assert_cmpuint(count_threads(), ==, expected);
+}
+
+static void test_the_first_that_waits_makes_the_thread(void) {
+    Fixture *fixture = fixture_new();
+    VmsnapThrottle *throttle = vmsnap_throttle_new(CRAWL);
+    /* What was saved up pays for one. */
+    g_usleep(1000);
+    start_read(fixture, throttle, 0);
+    g_assert_cmpuint(latch_get(&fixture->done), ==, 1);
+    g_assert_cmpuint(count_threads(), ==, 0);
+    start_read(fixture, throttle, 1);
+    check_threads(1);
+    start_reads(fixture, throttle, 2, 10);
+    g_assert_cmpuint(count_threads(), ==, 1);
+    vmsnap_throttle_stop(throttle);
+    check_threads(0);
+    g_assert_cmpuint(latch_get(&fixture->done), ==, 12);
+    check_order(fixture);
+    /* Nothing waits any more, so no other is made. */
+    start_reads(fixture, throttle, 12, 10);
+    g_assert_cmpuint(latch_get(&fixture->done), ==, 22);
+    g_assert_cmpuint(count_threads(), ==, 0);
+    vmsnap_throttle_free(throttle);
+    fixture_free(fixture);
+}
+
+static void test_what_never_waits_needs_no_thread(void) {
+    static const uint64_t rates[] = {0, UINT64_C(1) << 50};
+    for (size_t i = 0; i < G_N_ELEMENTS(rates); i++) {
+        Fixture *fixture = fixture_new();
+        VmsnapThrottle *throttle = vmsnap_throttle_new(rates[i]);
+        g_usleep(1000);
+        start_reads(fixture, throttle, 0, 100);
+        vmsnap_throttle_set_rate(throttle, UINT64_C(1) << 49);
+        g_assert_cmpuint(latch_get(&fixture->done), ==, 100);
+        g_assert_cmpuint(count_threads(), ==, 0);
+        vmsnap_throttle_stop(throttle);
+        vmsnap_throttle_stop(throttle);
+        vmsnap_throttle_free(throttle);
+        fixture_free(fixture);
+    }
+}
+
+static void test_a_throttle_that_nobody_used_ends(void) {
+    VmsnapThrottle *throttle = vmsnap_throttle_new(CRAWL);
+    vmsnap_throttle_free(throttle);
+    throttle = vmsnap_throttle_new(CRAWL);
+    vmsnap_throttle_stop(throttle);
+    g_assert_cmpuint(count_threads(), ==, 0);
+    vmsnap_throttle_free(throttle);
+}
+
+/* The queue becomes empty while nobody stops it: the thread waits for the next, and is not made anew. */
+static void test_the_thread_serves_who_waits_later(void) {
+    Fixture *fixture = fixture_new();
+    VmsnapThrottle *throttle = vmsnap_throttle_new(READ_BYTES * 100);
+    for (unsigned i = 0; i < 5; i++) {
+        start_reads(fixture, throttle, i * 4, 4);
+        latch_wait(&fixture->done, i * 4 + 4);
+        g_assert_cmpuint(count_threads(), <=, 1);
+    }
+    check_threads(1);
+    check_order(fixture);
+    vmsnap_throttle_free(throttle);
+    fixture_free(fixture);
+}
+
+static gpointer stop_it(gpointer data) {
+    vmsnap_throttle_stop(data);
+    return NULL;
+}
+
+/* Several end it at once, as others make the first read wait. */
+static void test_stop_and_first_wait_may_meet(void) {
+    for (unsigned run = 0; run < 100; run++) {
+        Fixture *fixture = fixture_new();
+        VmsnapThrottle *throttle = vmsnap_throttle_new(CRAWL);
+        GThread *threads[2];
+        for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+            threads[i] = g_thread_new("stopper", stop_it, throttle);
+        start_reads(fixture, throttle, 0, 5);
+        for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+            (void)g_thread_join(threads[i]);
+        vmsnap_throttle_stop(throttle);
+        g_assert_cmpuint(latch_get(&fixture->done), ==, 5);
+        vmsnap_throttle_free(throttle);
+        fixture_free(fixture);
+    }
+    check_threads(0);
+}
+
 static void test_reads_may_be_as_long_as_the_limit_is_high(void) {
     g_assert_cmpuint(vmsnap_throttle_get_max_read_bytes(NULL), ==, SIZE_MAX);
     VmsnapThrottle *throttle = vmsnap_throttle_new(0);
@@ -317,6 +427,11 @@ int main(int argc, char **argv) {
     g_test_add_func("/throttle/a-limit-may-begin-later", test_a_limit_may_begin_later);
     g_test_add_func("/throttle/stop-answers-all-and-holds-back-nothing-any-more",
                     test_stop_answers_all_and_holds_back_nothing_any_more);
+    g_test_add_func("/throttle/the-first-that-waits-makes-the-thread", test_the_first_that_waits_makes_the_thread);
+    g_test_add_func("/throttle/what-never-waits-needs-no-thread", test_what_never_waits_needs_no_thread);
+    g_test_add_func("/throttle/a-throttle-that-nobody-used-ends", test_a_throttle_that_nobody_used_ends);
+    g_test_add_func("/throttle/the-thread-serves-who-waits-later", test_the_thread_serves_who_waits_later);
+    g_test_add_func("/throttle/stop-and-first-wait-may-meet", test_stop_and_first_wait_may_meet);
     g_test_add_func("/throttle/reads-may-be-as-long-as-the-limit-is-high",
                     test_reads_may_be_as_long_as_the_limit_is_high);
     g_test_add_func("/throttle/threads-keep-one-limit", test_threads_keep_one_limit);
