@@ -1066,10 +1066,11 @@ static void test_visitors_pass_over_what_is_no_record(void) {
 
 #define N_RECORDS 200
 
+/* Without the UUID of a machine, for which all others would be looked through each time. */
 static void leave_many(void) {
     for (unsigned i = 0; i < N_RECORDS; i++) {
         g_autofree char *uuid = g_strdup_printf("%08x-0000-4000-8000-000000000000", i);
-        leave_record(uuid, i % 2 ? "vm1" : "vm2", i % 2 ? MACHINE : OTHER_MACHINE, "/mnt");
+        leave_record(uuid, i % 2 ? "vm1" : "vm2", NULL, "/mnt");
     }
 }
 
@@ -1108,6 +1109,40 @@ static void test_of_visitors_at_once_each_record_has_one(void) {
         g_assert_cmpstr(g_ptr_array_index(visitor.uuids, i - 1), <, g_ptr_array_index(visitor.uuids, i));
     g_assert_cmpuint(count_files(), ==, 0);
     visitor_clear(&visitor);
+    remove_records();
+}
+
+static void test_a_record_is_known_until_it_is_removed(void) {
+    g_assert_false(vmsnap_record_is_known(UUID_A));
+    g_autoptr(VmsnapRecord) record = full_record();
+    int fd = record_open(UUID_A);
+    g_assert_true(vmsnap_record_is_known(UUID_A));
+    g_assert_false(vmsnap_record_is_known(UUID_B));
+    check_published(fd, record);
+    g_assert_true(vmsnap_record_is_known(UUID_A));
+    g_assert_false(vmsnap_record_is_known(UUID_B));
+    /* Dead or alive. */
+    (void)close(fd);
+    g_assert_true(vmsnap_record_is_known(UUID_A));
+    vmsnap_record_remove(UUID_A);
+    g_assert_false(vmsnap_record_is_known(UUID_A));
+    remove_records();
+}
+
+static void test_a_living_machine_is_known_by_name_and_uuid(void) {
+    static const char *const names[] = {"vm \"1\"", MACHINE};
+    g_autoptr(VmsnapRecord) record = full_record();
+    int fd = record_write(record);
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autoptr(GError) error = NULL;
+        g_assert_false(vmsnap_record_machine_is_free("vm1", names[i], &error));
+        g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
+        g_assert_nonnull(strstr(error->message, "'vm1'"));
+    }
+    g_assert_true(vmsnap_record_machine_is_free("vm1", "vm", NULL));
+    g_assert_true(vmsnap_record_machine_is_free("vm1", "", NULL));
+    g_assert_true(vmsnap_record_machine_is_free("vm1", NULL, NULL));
+    record_end(fd, record, FALSE);
     remove_records();
 }
 
@@ -1173,6 +1208,9 @@ int main(int argc, char **argv) {
     g_test_add_func("/record/visitors-pass-over-what-is-no-record", test_visitors_pass_over_what_is_no_record);
     g_test_add_func("/record/many-dead-records-are-visited", test_many_dead_records_are_visited);
     g_test_add_func("/record/of-visitors-at-once-each-record-has-one", test_of_visitors_at_once_each_record_has_one);
+    g_test_add_func("/record/a-record-is-known-until-it-is-removed", test_a_record_is_known_until_it_is_removed);
+    g_test_add_func("/record/a-living-machine-is-known-by-name-and-uuid",
+                    test_a_living_machine_is_known_by_name_and_uuid);
     g_test_add_func("/record/free-takes-null", test_free_takes_null);
     int result = g_test_run();
     (void)g_rmdir(runtime_dir);

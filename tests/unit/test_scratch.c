@@ -3,6 +3,7 @@
 #include "backend/scratch.h"
 
 #include "ordinary_user.h"
+#include "vmsnap/backend.h"
 #include "vmsnap/error.h"
 
 #include <fcntl.h>
@@ -133,6 +134,19 @@ static void test_the_bound_is_exact(void) {
     g_assert_cmpint(unlink(file), ==, 0);
 }
 
+/* Whose home may be on a filesystem that other hosts use, too. */
+static void test_an_ordinary_user_sweeps_nothing(void) {
+    g_autofree char *orphan = path_of("state/vmsnap/vmsnap-" UUID);
+    g_autoptr(GError) error = NULL;
+    g_assert_cmpint(g_mkdir_with_parents(orphan, 0700), ==, 0);
+    g_assert_true(vmsnap_scratch_sweep(&error));
+    g_assert_no_error(error);
+    g_assert_true(g_file_test(orphan, G_FILE_TEST_IS_DIR));
+    g_autofree char *state = path_of("state");
+    remove_tree(state);
+    g_assert_true(vmsnap_scratch_sweep(&error));
+}
+
 static int open_directory(const char *path) {
     int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     g_assert_cmpint(fd, >=, 0);
@@ -226,6 +240,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/scratch/a-name-may-lead-there-by-a-link", test_a_name_may_lead_there_by_a_link);
     g_test_add_func("/scratch/a-reserve-is-kept", test_a_reserve_is_kept);
     g_test_add_func("/scratch/the-bound-is-exact", test_the_bound_is_exact);
+    g_test_add_func("/scratch/an-ordinary-user-sweeps-nothing", test_an_ordinary_user_sweeps_nothing);
     g_test_add_func("/scratch/what-a-file-uses-is-told", test_what_a_file_uses_is_told);
     g_test_add_func("/scratch/what-is-left-is-told", test_what_is_left_is_told);
     g_test_add_func("/scratch/a-file-that-is-not-there-has-no-measure", test_a_file_that_is_not_there_has_no_measure);
