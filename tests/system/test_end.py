@@ -14,7 +14,7 @@ import unittest
 from pathlib import Path
 
 import lib
-from lib import MIB, Disk, Mount, Vm, complaint, run
+from lib import MIB, Disk, Mount, Vm, complaint, lives, run
 
 # How long an end may take before a test calls it a hang. Far more than it needs, since machines are busy.
 SOON = 15
@@ -49,13 +49,6 @@ def reader_of(path):
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def lives(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 class Ends(lib.TestCase):
@@ -264,14 +257,9 @@ class Ends(lib.TestCase):
     def test_libvirtd_restarts(self):
         """libvirtd may go away and come back: reads go on meanwhile, and umount ends the job."""
         with Mount(self.vm) as mount:
-            pid = int(Path('/run/libvirtd.pid').read_text())
-            os.kill(pid, signal.SIGTERM)
-            lib.wait_until(lambda: not lives(pid), 'libvirtd has ended')
-            lib.read_all(mount / 'vda.raw')
-            self.assertEqual(mount.status()['status'], 'active')
-            run('libvirtd', '--daemon')
-            lib.wait_until(lambda: run('virsh', '-c', 'qemu:///system', 'list', status=None).returncode == 0,
-                           'libvirtd answers')
+            with lib.libvirtd_away():
+                lib.read_all(mount / 'vda.raw')
+                self.assertEqual(mount.status()['status'], 'active')
             lib.read_all(mount / 'vdb.raw')
 
     def test_interrupted_begin(self):
