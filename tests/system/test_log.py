@@ -140,6 +140,15 @@ class Log(lib.TestCase):
         mount.wait_ended()
         mount.assert_nothing_left()
 
+    def test_begin(self):
+        """So is its begin, with what the snapshot is worth."""
+        mount, subject, daemon = self.mounted()
+        entry = self.log.wait_for('is mounted on', daemon)
+        self.assertEqual(entry.severity, NOTICE)
+        self.assertTrue(entry.text.startswith(f"{subject}domain '{self.vm.name}' is mounted on '{mount.point}'"), entry)
+        mount.umount()
+        mount.assert_nothing_left()
+
     def test_nobody_listens(self):
         """Without syslogd all goes its way."""
         self.log.close()
@@ -185,6 +194,11 @@ class Log(lib.TestCase):
         entry, _, daemon = self.kill_daemon()
         self.assertEqual(entry.severity, WARNING)
         self.assertIn(f'the daemon (process {daemon}) died; clearing up after it', entry.text)
+
+    def test_guardian_names_the_snapshot(self):
+        """Also what the guardian says tells which snapshot it is about."""
+        entry, subject, _ = self.kill_daemon()
+        self.assertTrue(entry.text.startswith(subject), entry)
 
     def test_guardian_tries_on(self):
         """As long as the guest may suffer, the guardian tells why it cannot help, and then it can."""
