@@ -1146,6 +1146,37 @@ static void test_a_living_machine_is_known_by_name_and_uuid(void) {
     remove_records();
 }
 
+typedef struct {
+    Visitor *visitor;
+    const char *machine;
+} Errand;
+
+static gpointer visit_machine(gpointer data) {
+    const Errand *errand = data;
+    g_assert_true(vmsnap_record_visit_dead(errand->machine, NULL, visit, errand->visitor, NULL));
+    return NULL;
+}
+
+/* Who only looks at a record to see that it is another machine's does not hide it from whoever wants it. */
+static void test_visitors_of_two_machines_do_not_meet(void) {
+    Visitor visitor;
+    visitor_init(&visitor);
+    for (unsigned run = 0; run < 10; run++) {
+        Errand errands[2] = {{&visitor, "vm1"}, {&visitor, "vm2"}};
+        GThread *threads[2];
+        leave_many();
+        g_ptr_array_set_size(visitor.uuids, 0);
+        for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+            threads[i] = g_thread_new("visitor", visit_machine, &errands[i]);
+        for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
+            (void)g_thread_join(threads[i]);
+        g_assert_cmpuint(visitor.uuids->len, ==, N_RECORDS);
+        g_assert_cmpuint(count_files(), ==, 0);
+    }
+    visitor_clear(&visitor);
+    remove_records();
+}
+
 static void test_free_takes_null(void) {
     vmsnap_record_free(NULL);
 }
@@ -1211,6 +1242,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/record/a-record-is-known-until-it-is-removed", test_a_record_is_known_until_it_is_removed);
     g_test_add_func("/record/a-living-machine-is-known-by-name-and-uuid",
                     test_a_living_machine_is_known_by_name_and_uuid);
+    g_test_add_func("/record/visitors-of-two-machines-do-not-meet", test_visitors_of_two_machines_do_not_meet);
     g_test_add_func("/record/free-takes-null", test_free_takes_null);
     int result = g_test_run();
     (void)g_rmdir(runtime_dir);
