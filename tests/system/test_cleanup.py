@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -290,6 +291,27 @@ class Cleanup(lib.TestCase):
         lib.wait_until(lambda: not lib.processes(), 'the guardian is done')
         mount.assert_nothing_left()
         self.assertEqual(cleanup(), [])
+
+    def test_daemon_killed_in_begin(self):
+        """Who waits for a mount learns at once that the daemon died, and not when the guardian could clear up."""
+        mount = Mount(self.other)
+        qemu = int(Path(f'/run/libvirt/qemu/{self.other.name}.pid').read_text())
+        os.kill(qemu, signal.SIGSTOP)
+        command = subprocess.Popen(['mount.vmsnap', self.other.name, mount.point], stdin=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            record, = lib.wait_until(lambda: list(RECORDS.glob('*.json')), 'there is a record')
+            lib.wait_until(lambda: json.loads(record.read_text())['job'], 'the job is begun')
+            os.kill(json.loads(record.read_text())['pid'], signal.SIGKILL)
+            err = command.communicate(timeout=5)[1]
+        finally:
+            os.kill(qemu, signal.SIGCONT)
+            command.kill()
+        self.assertEqual(command.returncode, 2)
+        self.assertRegex(err, r'^mount\.vmsnap: failed to mount: the daemon \(process \d+\) died\n$')
+        lib.wait_until(lambda: not lib.processes(), 'the guardian is done')
+        mount.wait_ended()
+        mount.assert_nothing_left()
 
 
 class CleanupByUser(lib.TestCase):
