@@ -254,6 +254,15 @@ class Cleanup(lib.TestCase):
         self.assertEqual(cleanup(), [])
         mount.assert_nothing_left()
 
+    def test_umount_while_libvirtd_is_away(self):
+        """Also who cannot clear all by that is told in one line; what is left is cleared later."""
+        mount = dead_mount(self.vm, 'timeout=1')
+        with lib.libvirtd_away():
+            said = complaint('umount', mount.point, status=32)
+            self.assertIn('do not trust what was copied', said)
+        self.assertEqual(cleanup(), [cleared(mount)])
+        mount.assert_nothing_left()
+
     def mount_without_guardian(self):
         mount = Mount(self.vm)
         mount.mount()
