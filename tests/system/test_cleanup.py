@@ -202,6 +202,19 @@ class Cleanup(lib.TestCase):
         self.check_foreign_job(before)
         mount.assert_nothing_left()
 
+    def test_mount_beside_foreign_job(self):
+        """A dead mount of the machine does not keep a new one from seeing, at once, that another job is in the way."""
+        mount = dead_mount(self.vm)
+        self.vm.virsh('domjobabort', self.vm.name)
+        lib.wait_until(lambda: not has_job(self.vm), 'our job has ended')
+        before = self.begin_foreign_job()
+        begin = time.monotonic()
+        said = complaint('mount.vmsnap', self.vm.name, mount.point, '-o', 'timeout=5', status=32)
+        self.assertIn('another job runs on it', said)
+        self.assertLess(time.monotonic() - begin, 5)
+        self.check_foreign_job(before)
+        mount.assert_nothing_left()
+
     def test_machine_gone(self):
         """Where the machine was destroyed, or is not even defined any more, there is no job to end."""
         for steps in (['destroy'], ['destroy', 'undefine']):
