@@ -258,6 +258,18 @@ class Cleanup(lib.TestCase):
         self.assertEqual(cleanup(), [cleared(mount)])
         mount.assert_nothing_left()
 
+    def test_libvirtd_does_not_answer(self):
+        """A libvirtd that hangs is bounded by timeout= as well."""
+        mount = dead_mount(self.vm, 'timeout=1')
+        daemon = int(Path('/run/libvirtd.pid').read_text())
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            complaint('mount.vmsnap', '--cleanup', status=32, timeout=10)
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+        lib.wait_until(cleanup, 'it is cleared')
+        mount.assert_nothing_left()
+
     def test_umount(self):
         """Who unmounts it clears it by that, and is told not to trust what was copied."""
         mount = dead_mount(self.vm)
