@@ -45,9 +45,8 @@ VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError 
     return snapshot;
 }
 
-void vmsnap_snapshot_start(VmsnapSnapshot *snapshot) {
-    if (snapshot->backend->start)
-        snapshot->backend->start(snapshot);
+gboolean vmsnap_snapshot_start(VmsnapSnapshot *snapshot, GError **error) {
+    return !snapshot->backend->start || snapshot->backend->start(snapshot, error);
 }
 
 gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error) {

@@ -2,6 +2,8 @@
 /* Threads with a GMainLoop each. The caller has blocked the signals that are not for them. */
 #include "io_threads.h"
 
+#include "vmsnap/thread.h"
+
 typedef struct {
     GMainContext *context;
     GMainLoop *loop;
@@ -34,12 +36,17 @@ VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads) {
     return threads;
 }
 
-void vmsnap_io_threads_start(VmsnapIoThreads *threads) {
+gboolean vmsnap_io_threads_start(VmsnapIoThreads *threads, GError **error) {
     if (threads->started)
-        return;
+        return TRUE;
     threads->started = TRUE;
-    for (guint i = 0; i < threads->n_threads; i++)
-        threads->threads[i].thread = g_thread_new("vmsnap-io", io_thread_run, &threads->threads[i]);
+    for (guint i = 0; i < threads->n_threads; i++) {
+        IoThread *thread = &threads->threads[i];
+        thread->thread = vmsnap_thread_try_new("vmsnap-io", io_thread_run, thread, error);
+        if (!thread->thread)
+            return FALSE;
+    }
+    return TRUE;
 }
 
 GMainContext *vmsnap_io_threads_attach(VmsnapIoThreads *threads, GSource *source) {

@@ -9,8 +9,13 @@ typedef struct VmsnapIoThreads VmsnapIoThreads;
 /** Makes what sources can be attached to. No thread runs before vmsnap_io_threads_start(). */
 VmsnapIoThreads *vmsnap_io_threads_new(guint n_threads);
 
-/** Starts the threads, unless they have been started, or stopped. Called by one thread at a time, as stop. */
-void vmsnap_io_threads_start(VmsnapIoThreads *threads);
+/**
+ * vmsnap_io_threads_start:
+ *
+ * Starts the threads, unless they have been started, or stopped. Called by one thread at a time, as stop. Returns:
+ * FALSE with @error set if the system has none left; some may run then.
+ */
+gboolean vmsnap_io_threads_start(VmsnapIoThreads *threads, GError **error);
 
 /**
  * vmsnap_io_threads_attach:

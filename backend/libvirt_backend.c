@@ -431,7 +431,7 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     return &snapshot->base;
 }
 
-static void libvirt_start(VmsnapSnapshot *base) {
+static gboolean libvirt_start(VmsnapSnapshot *base, GError **error) {
     LibvirtSnapshot *snapshot = (LibvirtSnapshot *)base;
     const VmsnapLibvirtWatchOptions watch_options = {
         .job = job_of(snapshot->record, NULL, MIN(snapshot->timeout_ms, WATCH_TIMEOUT_MS)),
@@ -439,8 +439,10 @@ static void libvirt_start(VmsnapSnapshot *base) {
         .max_bytes = snapshot->scratch_max_bytes,
         .may_resume = snapshot->may_resume,
     };
-    vmsnap_io_threads_start(snapshot->threads);
-    snapshot->watch = vmsnap_libvirt_watch_new(base, &watch_options);
+    if (!vmsnap_io_threads_start(snapshot->threads, error))
+        return FALSE;
+    snapshot->watch = vmsnap_libvirt_watch_new(base, &watch_options, error);
+    return snapshot->watch != NULL;
 }
 
 static gboolean libvirt_end(VmsnapSnapshot *base, gboolean aborted, GError **error) {

@@ -120,6 +120,16 @@ static gboolean job_runs(virDomainPtr domain) {
            (info.type == VIR_DOMAIN_JOB_BOUNDED || info.type == VIR_DOMAIN_JOB_UNBOUNDED);
 }
 
+static gboolean backup_runs(virDomainPtr domain) {
+    virTypedParameterPtr params = NULL;
+    int type = VIR_DOMAIN_JOB_NONE, n_params = 0, operation = VIR_DOMAIN_JOB_OPERATION_UNKNOWN;
+    if (virDomainGetJobStats(domain, &type, &params, &n_params, 0) != 0)
+        return FALSE;
+    (void)virTypedParamsGetInt(params, n_params, VIR_DOMAIN_JOB_OPERATION, &operation);
+    virTypedParamsFree(params, n_params);
+    return type != VIR_DOMAIN_JOB_NONE && operation == VIR_DOMAIN_JOB_OPERATION_BACKUP;
+}
+
 gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
     const char *name = virDomainGetName(domain);
     g_autofree char *socket = NULL;
@@ -182,6 +192,7 @@ gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError *
 typedef enum {
     JOB_RUNS,
     JOB_GONE,
+    JOB_REPLACED, /* another one runs */
     JOB_DOMAIN_STOPPED,
     JOB_UNKNOWN, /* libvirt cannot tell */
 } JobState;
@@ -193,7 +204,9 @@ static JobState job_check(virDomainPtr domain, const char *socket) {
         return JOB_DOMAIN_STOPPED;
     if (active < 0 || !job_get_socket(domain, &current_socket))
         return JOB_UNKNOWN;
-    return g_strcmp0(current_socket, socket) == 0 ? JOB_RUNS : JOB_GONE;
+    if (!current_socket)
+        return JOB_GONE;
+    return g_str_equal(current_socket, socket) ? JOB_RUNS : JOB_REPLACED;
 }
 
 /* libvirt answers an abort before the job is over; the job's XML goes with it. */
@@ -212,7 +225,7 @@ static JobState job_check_settled(virDomainPtr domain, const VmsnapJob *job) {
     gint64 deadline_us = begin_us + (gint64)job->timeout_ms * 1000;
     JobState state;
     while ((state = job_check(domain, job->socket)) == JOB_GONE && job->may_be_beginning &&
-           g_get_monotonic_time() < (job_runs(domain) ? deadline_us : settled_us))
+           g_get_monotonic_time() < (backup_runs(domain) ? deadline_us : settled_us))
         g_usleep(JOB_POLL_US);
     return state;
 }
@@ -220,7 +233,7 @@ static JobState job_check_settled(virDomainPtr domain, const VmsnapJob *job) {
 static VmsnapJobEnd job_end(virDomainPtr domain, const VmsnapJob *job, GError **error) {
     const char *name = virDomainGetName(domain);
     JobState state = job_check_settled(domain, job);
-    if (state == JOB_GONE)
+    if (state == JOB_GONE || state == JOB_REPLACED)
         return VMSNAP_JOB_GONE;
     if (state == JOB_DOMAIN_STOPPED)
         return VMSNAP_JOB_LOST;
@@ -231,7 +244,7 @@ static VmsnapJobEnd job_end(virDomainPtr domain, const VmsnapJob *job, GError **
         return VMSNAP_JOB_FAILED;
     }
     state = job_wait_while_running(domain, job->socket, job->timeout_ms);
-    if (state == JOB_GONE)
+    if (state == JOB_GONE || state == JOB_REPLACED)
         return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_GONE;
     if (state == JOB_DOMAIN_STOPPED)
         return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_LOST;

@@ -8,7 +8,7 @@
 #include "libvirt_quiesce.h"
 
 #include "libvirt_domain.h"
-#include "vmsnap/error.h"
+#include "vmsnap/thread.h"
 
 #define THAW_RETRY_US 500000
 
@@ -138,9 +138,14 @@ VmsnapQuiesce *vmsnap_quiesce_freeze(virDomainPtr domain, unsigned timeout_ms, G
     quiesce->references = 2;
     g_mutex_init(&quiesce->lock);
     g_cond_init(&quiesce->changed);
-    g_thread_unref(g_thread_new("vmsnap-quiesce", quiesce_run, quiesce));
-
+    GThread *thread = vmsnap_thread_try_new("vmsnap-quiesce", quiesce_run, quiesce, error);
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
+    if (!thread) {
+        quiesce->references--;
+        quiesce->state = NOT_DONE;
+        return quiesce;
+    }
+    g_thread_unref(thread);
     if (!wait_while(quiesce, FREEZING, timeout_ms)) {
         quiesce->release = TRUE;
         set_late_error(quiesce, "freeze", error);

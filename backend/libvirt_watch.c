@@ -9,6 +9,7 @@
 #include "libvirt_watch.h"
 
 #include "domain.h"
+#include "vmsnap/thread.h"
 
 /* No guest writes faster than that, and no job is worth more than a look each second. */
 #define MAX_GROWTH_BYTES_PER_MS ((UINT64_C(4) << 30) / 1000)
@@ -218,14 +219,19 @@ static gpointer watch_run(gpointer data) {
     return NULL;
 }
 
-VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const VmsnapLibvirtWatchOptions *options) {
+VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const VmsnapLibvirtWatchOptions *options,
+                                             GError **error) {
     VmsnapLibvirtWatch *watch = g_new0(VmsnapLibvirtWatch, 1);
     watch->snapshot = snapshot;
     watch->options = *options;
     (void)virEventRegisterDefaultImpl();
     watch->timer = virEventAddTimeout(0, look, watch, NULL);
-    watch->thread = g_thread_new("vmsnap-watch", watch_run, watch);
-    return watch;
+    watch->thread = vmsnap_thread_try_new("vmsnap-watch", watch_run, watch, error);
+    if (watch->thread)
+        return watch;
+    virEventRemoveTimeout(watch->timer);
+    g_free(watch);
+    return NULL;
 }
 
 void vmsnap_libvirt_watch_free(VmsnapLibvirtWatch *watch) {

@@ -17,8 +17,15 @@ typedef struct {
     gboolean may_resume;    /* the guest was not paused by an I/O error before the job */
 } VmsnapLibvirtWatchOptions;
 
-/** Starts to watch, on a thread and a connection of its own. @snapshot must outlive the watch. */
-VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const VmsnapLibvirtWatchOptions *options);
+/**
+ * vmsnap_libvirt_watch_new:
+ * @snapshot: must outlive the watch
+ *
+ * Starts to watch, on a thread and a connection of its own. Returns: NULL with @error set if there is no thread to be
+ * had.
+ */
+VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const VmsnapLibvirtWatchOptions *options,
+                                             GError **error);
 
 /** Stops, and waits for it; NULL-safe. */
 void vmsnap_libvirt_watch_free(VmsnapLibvirtWatch *watch);

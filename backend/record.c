@@ -324,12 +324,15 @@ static gboolean dead_filter_matches(const DeadFilter *filter, const VmsnapRecord
            (filter->mount_point && g_strcmp0(record->mount_point, filter->mount_point) == 0);
 }
 
-/* Returns: what holds the record at @path, or -1 if somebody else does, or it is not one of those, or gone. */
+/*
+ * Who only looks at a record must not lock it, or hide it from others who want it.
+ * Returns: what holds the record at @path, or -1 if somebody else does, or it is not one of those, or gone.
+ */
 static int record_take_dead(const char *path, const DeadFilter *filter, VmsnapRecord **ret_record) {
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    gboolean taken = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && vmsnap_record_exists(fd);
-    g_autoptr(VmsnapRecord) record = taken ? vmsnap_record_read(fd, NULL) : NULL;
-    if (record && record->uuid && dead_filter_matches(filter, record)) {
+    g_autoptr(VmsnapRecord) record = fd >= 0 ? vmsnap_record_read(fd, NULL) : NULL;
+    if (record && record->uuid && dead_filter_matches(filter, record) && flock(fd, LOCK_EX | LOCK_NB) == 0 &&
+        vmsnap_record_exists(fd)) {
         *ret_record = g_steal_pointer(&record);
         return fd;
     }

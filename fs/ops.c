@@ -55,13 +55,14 @@ static const VmsnapNode *request_node(fuse_req_t request, fuse_ino_t id) {
 }
 
 static void op_init(void *user_data, struct fuse_conn_info *connection) {
-    (void)user_data;
+    const VmsnapOps *ops = user_data;
     connection->max_background = MAX_BACKGROUND_REQUESTS;
     connection->congestion_threshold = MAX_BACKGROUND_REQUESTS;
     connection->max_readahead = PREFERRED_READ_BYTES;
     connection->want |= connection->capable & FUSE_CAP_PARALLEL_DIROPS;
     /* Content never changes. Otherwise the kernel asks for attributes before each read, and those may have to wait. */
     connection->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
+    ops->ready(ops->ready_data);
 }
 
 static void fill_file_size(const VmsnapNode *node, struct stat *ret_attributes) {

@@ -7,9 +7,11 @@
 
 struct fuse_lowlevel_ops;
 
-/** What the operations work on; immutable after mount. */
+/** What the operations work on; immutable once requests are served. */
 typedef struct {
     VmsnapView *view;
+    VmsnapReadyFunc ready; /* see vmsnap_session_run() */
+    gpointer ready_data;
     VmsnapOpenFiles *open_files; /* owned */
     uid_t uid;
     gid_t gid;

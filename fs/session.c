@@ -180,7 +180,9 @@ static void ending_signals_set_mask(int how) {
     (void)pthread_sigmask(how, &signals, NULL);
 }
 
-int vmsnap_session_run(VmsnapSession *session) {
+int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data) {
+    session->ops.ready = ready;
+    session->ops.ready_data = user_data;
     if (fuse_set_signal_handlers(session->fuse) != 0)
         return -EIO;
     struct fuse_loop_config *config = fuse_loop_cfg_create();

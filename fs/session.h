@@ -34,6 +34,13 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
 uint64_t vmsnap_session_get_mount_id(const VmsnapSession *session);
 
 /**
+ * VmsnapReadyFunc:
+ *
+ * Called once, on the thread that serves the kernel's first request: from then on files can be read.
+ */
+typedef void (*VmsnapReadyFunc)(gpointer user_data);
+
+/**
  * vmsnap_session_run:
  *
  * Answers requests until the mount is gone or SIGINT, SIGTERM or SIGHUP comes. The mount may still be there then, and
@@ -43,7 +50,7 @@ uint64_t vmsnap_session_get_mount_id(const VmsnapSession *session);
  *
  * Returns: 0 after an unmount, the number of the signal, or -errno.
  */
-int vmsnap_session_run(VmsnapSession *session);
+int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data);
 
 /** Frees a session whose snapshot has ended; answers what was still held back. NULL-safe. */
 void vmsnap_session_free(VmsnapSession *session);

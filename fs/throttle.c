@@ -151,10 +151,12 @@ void vmsnap_throttle_read(VmsnapThrottle *throttle, VmsnapDisk *disk, void *buff
     g_mutex_lock(&throttle->lock);
     gboolean at_once =
         throttle->stopped || (g_queue_is_empty(&throttle->waiting) && pay_locked(throttle, length, &next_us));
+    /* Too fast is better than not at all, should the system have no thread to give. */
+    if (!at_once && !throttle->thread)
+        throttle->thread = g_thread_try_new("vmsnap-throttle", throttle_run, throttle, NULL);
+    at_once = at_once || !throttle->thread;
     if (!at_once) {
         g_queue_push_tail_link(&throttle->waiting, &read->link);
-        if (!throttle->thread)
-            throttle->thread = g_thread_new("vmsnap-throttle", throttle_run, throttle);
         g_cond_signal(&throttle->changed);
     }
     g_mutex_unlock(&throttle->lock);

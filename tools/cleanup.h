@@ -24,6 +24,14 @@ gboolean vmsnap_cleanup_record(int fd, VmsnapRecord *record, GError **error);
 gboolean vmsnap_cleanup_dead(const char *machine, const char *mount_point, GError **error);
 
 /**
+ * vmsnap_cleanup_dead_in_time:
+ *
+ * As vmsnap_cleanup_dead(), but gives up when a record's timeout has passed; for a process that exits soon, since a
+ * thread may stay behind. The strings must live as long.
+ */
+gboolean vmsnap_cleanup_dead_in_time(const char *machine, const char *mount_point, GError **error);
+
+/**
  * vmsnap_cleanup_main:
  * @machine: name or UUID, or NULL for all
  *

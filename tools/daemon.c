@@ -17,7 +17,7 @@
 #include "privileges.h"
 #include "report.h"
 #include "utab.h"
-#include "vmsnap/error.h"
+#include "vmsnap/thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -141,14 +141,15 @@ static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter 
     Begin begin = {.options = *options};
     g_mutex_init(&begin.lock);
     g_cond_init(&begin.changed);
-    GThread *thread = g_thread_new("vmsnap-begin", begin_thread, &begin);
-    gboolean in_time = begin_wait(&begin);
+    GThread *thread = vmsnap_thread_try_new("vmsnap-begin", begin_thread, &begin, &begin.error);
+    gboolean in_time = !thread || begin_wait(&begin);
     if (!in_time) {
         *ret_exit_code = report_timeout(options);
         starter_leave(starter, *ret_exit_code);
         ending_signals_let_through();
     }
-    (void)g_thread_join(thread);
+    if (thread)
+        (void)g_thread_join(thread);
     if (!in_time && begin.snapshot)
         snapshot_end_quietly(g_steal_pointer(&begin.snapshot));
     if (in_time && begin.error)
@@ -219,23 +220,41 @@ static void tell_ended(const VmsnapSnapshot *snapshot, gboolean aborted, const G
                   aborted ? "stopped by a signal" : "complete");
 }
 
-/* Serves the mounted session until its end. Returns: whether somebody stopped it. */
-static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter *starter, VmsnapGuardian *guardian) {
+/* What is told when files can be read: to the caller, then to the log, since a daemon leaves its caller in between. */
+typedef struct {
+    Starter *starter;
+    const VmsnapSnapshot *snapshot;
+    const char *mount_point;
+} Readiness;
+
+static void readiness_tell(gpointer user_data) {
+    const Readiness *readiness = user_data;
+    tell_mounted(readiness->snapshot, readiness->mount_point);
+    if (readiness->starter->ready_fd < 0)
+        return;
+    vmsnap_report_detach();
+    tell_begun(readiness->snapshot);
+    tell_mounted(readiness->snapshot, readiness->mount_point);
+    /* Whoever waited may have been killed: then nobody wants the mount. */
+    if (!starter_tell(readiness->starter, 0))
+        (void)kill(getpid(), SIGTERM);
+}
+
+/* Serves the mounted session until its end. Returns: FALSE with @error set if it could not even begin. */
+static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter *starter, VmsnapGuardian *guardian,
+                      gboolean *ret_aborted, GError **error) {
     uint64_t mount_id = vmsnap_session_get_mount_id(session);
-    int result = -EPIPE;
-    tell_mounted(snapshot, guardian->mount_point);
-    if (starter->ready_fd >= 0)
-        vmsnap_report_detach();
+    Readiness readiness = {.starter = starter, .snapshot = snapshot, .mount_point = guardian->mount_point};
     vmsnap_privileges_drop();
-    vmsnap_snapshot_start(snapshot);
-    if (starter_tell(starter, 0)) {
-        result = vmsnap_session_run(session);
-        if (result < 0)
-            g_warning("failed to serve the mount: %s", g_strerror(-result));
-    }
+    gboolean started = vmsnap_snapshot_start(snapshot, error);
+    int result = started ? vmsnap_session_run(session, readiness_tell, &readiness) : 0;
+    if (result < 0)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to serve the mount on '%s': %s",
+                    guardian->mount_point, g_strerror(-result));
     /* Who unmounts may send a signal, too, which may come first: then nobody stopped it. */
     gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
-    return result < 0 || (result > 0 && was_mounted);
+    *ret_aborted = result != 0 && was_mounted;
+    return started && result >= 0;
 }
 
 static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGuardian *guardian) {
@@ -244,8 +263,7 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     g_autoptr(VmsnapSnapshot) snapshot = begin_in_time(&begin, starter, &exit_code);
     if (!snapshot)
         return exit_code;
-    vmsnap_report_set_subject(
-        g_strdup_printf("snapshot %s of '%s' on '%s'", snapshot->uuid, snapshot->machine, guardian->mount_point));
+    vmsnap_report_set_subject(snapshot->uuid, snapshot->machine, guardian->mount_point);
     tell_begun(snapshot);
 
     g_autoptr(GError) error = NULL;
@@ -256,14 +274,14 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     };
     g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &view_options);
     g_autoptr(VmsnapSession) session = session_mount(view, options, guardian->mount_point, &error);
-    gboolean aborted = TRUE;
+    gboolean aborted = TRUE, served = FALSE;
     if (session) {
         vmsnap_utab_add(options->source, guardian->mount_point);
-        aborted = serve(session, snapshot, starter, guardian);
+        served = serve(session, snapshot, starter, guardian, &aborted, &error);
     }
     g_autoptr(GError) end_error = NULL;
     (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);
-    if (!session)
+    if (!served)
         return vmsnap_report_error(error);
     tell_ended(snapshot, aborted, end_error);
     return end_error ? VMSNAP_EXIT_FAILED : 0;

@@ -41,12 +41,15 @@ static int left_clear(const VmsnapGuardian *guardian) {
         vmsnap_record_remove(guardian->uuid);
         return EXIT_SUCCESS;
     }
+    vmsnap_report_set_subject(record->uuid, record->machine, record->mount_point);
     if (!record->outcome)
         g_warning("the daemon (process %d) died; clearing up after it", (int)record->pid);
     for (unsigned pause_s = MIN_PAUSE_S;; pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
         g_autoptr(GError) error = NULL;
-        if (vmsnap_cleanup_record(guardian->record_fd, record, &error))
+        if (vmsnap_cleanup_record(guardian->record_fd, record, &error)) {
+            g_info("all is clear");
             return EXIT_SUCCESS;
+        }
         g_warning("%s", error->message);
         if (!record->job && !record->frozen)
             return EXIT_FAILURE;
@@ -63,8 +66,19 @@ static void oom_protect(void) {
     (void)close(fd);
 }
 
+/* What the caller has open, and the pipe on which it waits for the daemon, must not stay so for the guardian's sake. */
+static void files_close_but(int one_fd, int other_fd) {
+    int low = MIN(one_fd, other_fd), high = MAX(one_fd, other_fd);
+    if (low > STDERR_FILENO + 1)
+        (void)close_range(STDERR_FILENO + 1, (unsigned)low - 1, 0);
+    if (high > low + 1)
+        (void)close_range((unsigned)low + 1, (unsigned)high - 1, 0);
+    (void)close_range((unsigned)high + 1, ~0U, 0);
+}
+
 static _Noreturn void guardian_main(const VmsnapGuardian *guardian, int fd, gboolean foreground) {
     (void)prctl(PR_SET_NAME, "vmsnap-guardian");
+    files_close_but(fd, guardian->record_fd);
     if (foreground)
         (void)setsid();
     else
@@ -79,7 +93,6 @@ gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GE
     gboolean paired = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) == 0;
     guardian->pid = paired ? fork() : -1;
     if (guardian->pid == 0) {
-        (void)close(fds[0]);
         guardian_main(guardian, fds[1], foreground);
     }
     int code = errno;

@@ -10,9 +10,13 @@
 #include <syslog.h>
 #include <unistd.h>
 
-/* What libvirt, QEMU or a name has in it may be more than a line, or end in one. */
+/* Returns: (transfer full): what libvirt, QEMU or a name has in it may be more than a line, or end in one. */
+static char *line_of(const char *message) {
+    return g_strstrip(g_strdelimit(g_strdup(message), "\r\n", ' '));
+}
+
 static void line_write(const char *message) {
-    g_autofree char *line = g_strstrip(g_strdelimit(g_strdup(message), "\r\n", ' '));
+    g_autofree char *line = line_of(message);
     (void)fprintf(stderr, "%s: %s\n", g_get_prgname(), line);
 }
 
@@ -49,8 +53,11 @@ static int syslog_priority(GLogLevelFlags level) {
 static void syslog_write(const char *domain, GLogLevelFlags level, const char *message, gpointer user_data) {
     (void)domain;
     (void)user_data;
-    if (is_wanted(level) || (level & G_LOG_LEVEL_MASK) <= G_LOG_LEVEL_MESSAGE)
-        syslog(syslog_priority(level), "%s%s%s", log_subject ? log_subject : "", log_subject ? ": " : "", message);
+    if (!is_wanted(level) && (level & G_LOG_LEVEL_MASK) > G_LOG_LEVEL_MESSAGE)
+        return;
+    g_autofree char *whole = g_strconcat(log_subject ? log_subject : "", log_subject ? ": " : "", message, NULL);
+    g_autofree char *line = line_of(whole);
+    syslog(syslog_priority(level), "%s", line);
 }
 
 void vmsnap_report_to_stderr(GLogLevelFlags level) {
@@ -58,9 +65,9 @@ void vmsnap_report_to_stderr(GLogLevelFlags level) {
     (void)g_log_set_default_handler(stderr_write, NULL);
 }
 
-void vmsnap_report_set_subject(char *subject) {
+void vmsnap_report_set_subject(const char *uuid, const char *machine, const char *mount_point) {
     g_free(log_subject);
-    log_subject = subject;
+    log_subject = g_strdup_printf("snapshot %s of '%s' on '%s'", uuid, machine, mount_point);
 }
 
 static void syslog_open(void) {

@@ -21,11 +21,11 @@ void vmsnap_report_to_stderr(GLogLevelFlags level);
 
 /**
  * vmsnap_report_set_subject:
- * @subject: (transfer full): what messages in the log are about: the snapshot, its machine and mount point
  *
- * Must be called before there are threads that might log.
+ * Says which snapshot, of which machine and on which mount point, messages in the log are about from now on. Must be
+ * called before there are threads that might log.
  */
-void vmsnap_report_set_subject(char *subject);
+void vmsnap_report_set_subject(const char *uuid, const char *machine, const char *mount_point);
 
 /**
  * vmsnap_report_detach:

@@ -122,11 +122,34 @@ static void end_wait(int record_fd, int pid_fd, const VmsnapRecord *record) {
     }
 }
 
-/* Where daemon and guardian were killed, or lacked the right, this process does what they could not. */
-static void left_clear(const VmsnapRecord *record) {
-    g_autoptr(GError) error = NULL;
-    if (!vmsnap_cleanup_dead(NULL, record->mount_point, &error))
-        g_warning("%s", error->message);
+static void error_append(GError **error, const GError *more) {
+    g_autofree char *message = g_strdup_printf("%s; %s", (*error)->message, more->message);
+    int code = (*error)->code;
+    g_clear_error(error);
+    g_set_error_literal(error, VMSNAP_ERROR, code, message);
+}
+
+/*
+ * Where daemon and guardian were killed, or lacked the right, this process does what they could not. Returns: FALSE
+ * with
+ * @error set, which says what became of the snapshot, and then what is left.
+ */
+static gboolean left_clear(const VmsnapRecord *record, int record_fd, GError **error) {
+    g_autoptr(GError) left = NULL;
+    (void)vmsnap_cleanup_dead_in_time(NULL, record->mount_point, &left);
+    g_autoptr(VmsnapRecord) ended = vmsnap_record_read(record_fd, error);
+    if (!ended)
+        return FALSE;
+    gboolean leftover = g_strcmp0(ended->outcome, VMSNAP_OUTCOME_LEFTOVER) == 0;
+    if (!outcome_check(ended, error)) {
+        if (left && !leftover)
+            error_append(error, left);
+        return FALSE;
+    }
+    if (!left)
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&left));
+    return FALSE;
 }
 
 /*
@@ -147,7 +170,7 @@ static gboolean unmount_and_wait(const char *mount_point, const Arguments *argum
         end_wait(record_fd, pid_fd, record);
     }
     if (!vmsnap_record_is_held(record_fd) && vmsnap_record_exists(record_fd))
-        left_clear(record);
+        return left_clear(record, record_fd, error);
     g_autoptr(VmsnapRecord) ended = vmsnap_record_read(record_fd, error);
     return ended && outcome_check(ended, error);
 }

@@ -146,7 +146,7 @@ struct VmsnapBackend {
     const char *name;
     gboolean (*handles)(const char *source);
     VmsnapSnapshot *(*begin)(const VmsnapBeginOptions *options, GError **error);
-    void (*start)(VmsnapSnapshot *snapshot);
+    gboolean (*start)(VmsnapSnapshot *snapshot, GError **error);
     gboolean (*end)(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
     gboolean (*recover)(VmsnapRecord *record, GError **error);
     void (*free)(VmsnapSnapshot *snapshot);
@@ -169,8 +169,9 @@ VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError 
  * vmsnap_snapshot_start:
  *
  * Starts the threads that answer reads and watch over the snapshot. They have the rights of the thread that calls.
+ * Returns: FALSE with @error set if the system has none left; then the snapshot can only be ended.
  */
-void vmsnap_snapshot_start(VmsnapSnapshot *snapshot);
+gboolean vmsnap_snapshot_start(VmsnapSnapshot *snapshot, GError **error);
 
 /**
  * vmsnap_snapshot_end:

@@ -86,7 +86,7 @@ void client_open_within(Client *client, const char *socket, guint max_connection
 
 void client_open(Client *client, const Server *server, guint max_connections) {
     client_open_within(client, server->socket, max_connections, CONNECT_TIMEOUT_MS);
-    vmsnap_io_threads_start(client->threads);
+    g_assert_true(vmsnap_io_threads_start(client->threads, NULL));
 }
 
 void client_stop(Client *client) {

@@ -232,7 +232,7 @@ static void setup_begin_waiting(Setup *setup, const char *words, guint max_conne
 
 static void setup_begin(Setup *setup, const char *words, guint max_connections, unsigned timeout_ms) {
     setup_begin_waiting(setup, words, max_connections, timeout_ms, 0);
-    vmsnap_io_threads_start(setup->client.threads);
+    g_assert_true(vmsnap_io_threads_start(setup->client.threads, NULL));
 }
 
 static void setup_end(Setup *setup) {
@@ -315,7 +315,7 @@ static void test_a_cut_in_the_middle_of_an_answer_is_mended(void) {
     for (size_t i = 0; i < G_N_ELEMENTS(servers); i++) {
         Setup setup;
         setup_begin_waiting(&setup, servers[i], 1, CONNECT_TIMEOUT_MS, 700000);
-        vmsnap_io_threads_start(setup.client.threads);
+        g_assert_true(vmsnap_io_threads_start(setup.client.threads, NULL));
         for (int n = 0; n < 20; n++)
             check_pattern_read(&setup.client, random_below(DISK_BYTES - 200001), 200001);
         g_assert_cmpint(g_atomic_int_get(&setup.proxy.n_links), >=, 6);
@@ -661,8 +661,8 @@ static void test_requests_wait_for_the_threads(void) {
     call_extents(&question, &setup.client, 0, 4096);
     g_usleep(20000);
     g_assert_cmpuint(latch_get(&question.called), ==, 0);
-    vmsnap_io_threads_start(setup.client.threads);
-    vmsnap_io_threads_start(setup.client.threads);
+    g_assert_true(vmsnap_io_threads_start(setup.client.threads, NULL));
+    g_assert_true(vmsnap_io_threads_start(setup.client.threads, NULL));
     calls_check(calls);
     latch_wait(&question.called, 1);
     g_assert_cmpint(question.error, ==, 0);

@@ -233,7 +233,7 @@ static void client_open(Client *client, Habit habit) {
     client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", 1,
                                        CONNECT_TIMEOUT_MS, &error);
     g_assert_no_error(error);
-    vmsnap_io_threads_start(client->threads);
+    g_assert_true(vmsnap_io_threads_start(client->threads, NULL));
 }
 
 static void client_clear(Client *client) {
