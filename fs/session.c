@@ -36,10 +36,15 @@
 struct VmsnapSession {
     VmsnapOps ops;
     struct fuse_session *fuse;
+    VmsnapReadyFunc ready; /* these two while it runs */
+    gpointer ready_data;
     uint64_t mount_id; /* the kernel's number of our mount, 0 if it cannot tell */
 };
 
-/* libfuse says why it fails only in its log, in pieces of lines. Used by the thread that mounts, while it mounts. */
+/*
+ * libfuse says why it fails only in its log, in pieces of lines. Used by the thread that mounts, while it mounts and
+ * until the first request is served.
+ */
 static char last_fuse_message[256];
 
 static void fuse_message_keep(enum fuse_log_level level, const char *format, va_list arguments) {
@@ -162,7 +167,6 @@ VmsnapSession *vmsnap_session_mount(VmsnapView *view, const VmsnapSessionOptions
                     fuse_message_or("libfuse gives no reason"));
         return NULL;
     }
-    fuse_set_log_func(fuse_message_log);
     session_note_mount(session, mount_point);
     return g_steal_pointer(&session);
 }
@@ -180,11 +184,15 @@ static void ending_signals_set_mask(int how) {
     (void)pthread_sigmask(how, &signals, NULL);
 }
 
-int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data) {
-    session->ops.ready = ready;
-    session->ops.ready_data = user_data;
-    if (fuse_set_signal_handlers(session->fuse) != 0)
-        return -EIO;
+/* The first request has come through, so from here on libfuse complains of nothing that keeps the mount from working.
+ */
+static void session_ready(gpointer user_data) {
+    const VmsnapSession *session = user_data;
+    fuse_set_log_func(fuse_message_log);
+    session->ready(session->ready_data);
+}
+
+static int session_loop(VmsnapSession *session) {
     struct fuse_loop_config *config = fuse_loop_cfg_create();
     fuse_loop_cfg_set_max_threads(config, MAX_LOOP_THREADS);
     fuse_loop_cfg_set_idle_threads(config, MAX_LOOP_THREADS);
@@ -194,8 +202,27 @@ int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer u
     int result = fuse_session_loop_mt(session->fuse, config);
     ending_signals_set_mask(SIG_BLOCK);
     fuse_loop_cfg_destroy(config);
-    fuse_remove_signal_handlers(session->fuse);
     return result;
+}
+
+int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data, GError **error) {
+    session->ready = ready;
+    session->ready_data = user_data;
+    session->ops.ready = session_ready;
+    session->ops.ready_data = session;
+    last_fuse_message[0] = '\0';
+    fuse_set_log_func(fuse_message_keep);
+    int result = -1;
+    if (fuse_set_signal_handlers(session->fuse) == 0) {
+        result = session_loop(session);
+        fuse_remove_signal_handlers(session->fuse);
+    }
+    fuse_set_log_func(fuse_message_log);
+    if (result >= 0)
+        return result;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to serve the mount: %s",
+                fuse_message_or(g_strerror(-result)));
+    return -1;
 }
 
 void vmsnap_session_free(VmsnapSession *session) {

@@ -48,9 +48,9 @@ typedef void (*VmsnapReadyFunc)(gpointer user_data);
  * them through while it can handle them, so that one which comes before ends the session at once, and one which comes
  * after does nothing. Requests in flight are still to be answered: end the snapshot before vmsnap_session_free().
  *
- * Returns: 0 after an unmount, the number of the signal, or -errno.
+ * Returns: 0 after an unmount, the number of the signal, or -1 with @error set.
  */
-int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data);
+int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data, GError **error);
 
 /** Frees a session whose snapshot has ended; answers what was still held back. NULL-safe. */
 void vmsnap_session_free(VmsnapSession *session);

@@ -179,6 +179,10 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const Vmsn
     };
 }
 
+static void set_interrupted_error(const char *machine, GError **error) {
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount '%s': interrupted by a signal", machine);
+}
+
 static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *options, const char *mount_point,
                                     GError **error) {
     VmsnapSessionOptions session_options = {
@@ -191,8 +195,7 @@ static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *optio
         .file_mode = options->mode,
     };
     if (ending_signal_pending()) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount '%s': interrupted by a signal",
-                    options->source);
+        set_interrupted_error(options->source, error);
         return NULL;
     }
     return vmsnap_session_mount(view, &session_options, mount_point, error);
@@ -225,10 +228,12 @@ typedef struct {
     Starter *starter;
     const VmsnapSnapshot *snapshot;
     const char *mount_point;
+    gboolean ready;
 } Readiness;
 
 static void readiness_tell(gpointer user_data) {
-    const Readiness *readiness = user_data;
+    Readiness *readiness = user_data;
+    readiness->ready = TRUE;
     tell_mounted(readiness->snapshot, readiness->mount_point);
     if (readiness->starter->ready_fd < 0)
         return;
@@ -246,15 +251,15 @@ static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter 
     uint64_t mount_id = vmsnap_session_get_mount_id(session);
     Readiness readiness = {.starter = starter, .snapshot = snapshot, .mount_point = guardian->mount_point};
     vmsnap_privileges_drop();
-    gboolean started = vmsnap_snapshot_start(snapshot, error);
-    int result = started ? vmsnap_session_run(session, readiness_tell, &readiness) : 0;
-    if (result < 0)
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to serve the mount on '%s': %s",
-                    guardian->mount_point, g_strerror(-result));
+    int result = -1;
+    if (vmsnap_snapshot_start(snapshot, error))
+        result = vmsnap_session_run(session, readiness_tell, &readiness, error);
+    if (result >= 0 && !readiness.ready)
+        set_interrupted_error(snapshot->machine, error);
     /* Who unmounts may send a signal, too, which may come first: then nobody stopped it. */
     gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
     *ret_aborted = result != 0 && was_mounted;
-    return started && result >= 0;
+    return result >= 0 && readiness.ready;
 }
 
 static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGuardian *guardian) {

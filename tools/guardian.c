@@ -42,12 +42,14 @@ static int left_clear(const VmsnapGuardian *guardian) {
         return EXIT_SUCCESS;
     }
     vmsnap_report_set_subject(record->uuid, record->machine, record->mount_point);
-    if (!record->outcome)
+    gboolean died = !record->outcome;
+    if (died)
         g_warning("the daemon (process %d) died; clearing up after it", (int)record->pid);
     for (unsigned pause_s = MIN_PAUSE_S;; pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
         g_autoptr(GError) error = NULL;
         if (vmsnap_cleanup_record(guardian->record_fd, record, &error)) {
-            g_info("all is clear");
+            if (died)
+                g_message("all that it had left is cleared");
             return EXIT_SUCCESS;
         }
         g_warning("%s", error->message);
