@@ -73,9 +73,9 @@ class Privileges(lib.TestCase):
             return int(Path(f'/proc/{pid}/oom_score_adj').read_text())
 
         self.assertEqual(score(self.daemon), score('self'))
-        if run('sh', '-c', 'echo -1000 >/proc/self/oom_score_adj', status=None).returncode != 0:
-            self.skipTest('not even root may do that here')
-        self.assertEqual(score(self.guardian), -1000)
+        # In some containers not even root may do that.
+        allowed = run('sh', '-c', 'echo -1000 >/proc/self/oom_score_adj', status=None).returncode == 0
+        self.assertEqual(score(self.guardian), -1000 if allowed else score('self'))
 
     def test_guardian_is_detached(self):
         """Like the daemon, it has nothing of its caller's; and a session of its own, so that no terminal ends it."""
