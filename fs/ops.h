@@ -10,7 +10,7 @@ struct fuse_lowlevel_ops;
 /** What the operations work on; immutable once requests are served. */
 typedef struct {
     VmsnapView *view;
-    VmsnapReadyFunc ready; /* see vmsnap_session_run() */
+    void (*ready)(gpointer user_data); /* called when the first request is served */
     gpointer ready_data;
     VmsnapOpenFiles *open_files; /* owned */
     uid_t uid;

@@ -187,9 +187,11 @@ static void ending_signals_set_mask(int how) {
 /* The first request has come through, so from here on libfuse complains of nothing that keeps the mount from working.
  */
 static void session_ready(gpointer user_data) {
-    const VmsnapSession *session = user_data;
+    VmsnapSession *session = user_data;
     fuse_set_log_func(fuse_message_log);
-    session->ready(session->ready_data);
+    /* A signal to this process might come before its first thread waits for one. */
+    if (!session->ready(session->ready_data))
+        fuse_session_exit(session->fuse);
 }
 
 static int session_loop(VmsnapSession *session) {

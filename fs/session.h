@@ -36,9 +36,10 @@ uint64_t vmsnap_session_get_mount_id(const VmsnapSession *session);
 /**
  * VmsnapReadyFunc:
  *
- * Called once, on the thread that serves the kernel's first request: from then on files can be read.
+ * Called once, on the thread that serves the kernel's first request: from then on files can be read. Returns: FALSE if
+ * nobody wants them any more: then the session ends.
  */
-typedef void (*VmsnapReadyFunc)(gpointer user_data);
+typedef gboolean (*VmsnapReadyFunc)(gpointer user_data);
 
 /**
  * vmsnap_session_run:

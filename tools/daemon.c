@@ -229,20 +229,21 @@ typedef struct {
     const VmsnapSnapshot *snapshot;
     const char *mount_point;
     gboolean ready;
+    gboolean wanted;
 } Readiness;
 
-static void readiness_tell(gpointer user_data) {
+static gboolean readiness_tell(gpointer user_data) {
     Readiness *readiness = user_data;
     readiness->ready = TRUE;
     tell_mounted(readiness->snapshot, readiness->mount_point);
-    if (readiness->starter->ready_fd < 0)
-        return;
-    vmsnap_report_detach();
-    tell_begun(readiness->snapshot);
-    tell_mounted(readiness->snapshot, readiness->mount_point);
-    /* Whoever waited may have been killed: then nobody wants the mount. */
-    if (!starter_tell(readiness->starter, 0))
-        (void)kill(getpid(), SIGTERM);
+    if (readiness->starter->ready_fd >= 0) {
+        vmsnap_report_detach();
+        tell_begun(readiness->snapshot);
+        tell_mounted(readiness->snapshot, readiness->mount_point);
+    }
+    /* Whoever waited may have been killed. */
+    readiness->wanted = starter_tell(readiness->starter, 0);
+    return readiness->wanted;
 }
 
 /* Serves the mounted session until its end. Returns: FALSE with @error set if it could not even begin. */
@@ -258,7 +259,7 @@ static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter 
         set_interrupted_error(snapshot->machine, error);
     /* Who unmounts may send a signal, too, which may come first: then nobody stopped it. */
     gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
-    *ret_aborted = result != 0 && was_mounted;
+    *ret_aborted = (result != 0 && was_mounted) || !readiness.wanted;
     return result >= 0 && readiness.ready;
 }
 
