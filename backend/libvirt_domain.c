@@ -230,24 +230,31 @@ static JobState job_check_settled(virDomainPtr domain, const VmsnapJob *job) {
     return state;
 }
 
-static VmsnapJobEnd job_end(virDomainPtr domain, const VmsnapJob *job, GError **error) {
+/* @aborted: whether this process has aborted it, in this or an earlier try */
+static VmsnapJobEnd job_end_of(JobState state, gboolean aborted) {
+    if (aborted)
+        return VMSNAP_JOB_ENDED;
+    return state == JOB_DOMAIN_STOPPED ? VMSNAP_JOB_LOST : VMSNAP_JOB_GONE;
+}
+
+/* @abort_sent: set when libvirt was asked to abort the job: its answer may be lost with libvirtd */
+static VmsnapJobEnd job_end(virDomainPtr domain, const VmsnapJob *job, gboolean *abort_sent, GError **error) {
     const char *name = virDomainGetName(domain);
     JobState state = job_check_settled(domain, job);
-    if (state == JOB_GONE || state == JOB_REPLACED)
-        return VMSNAP_JOB_GONE;
-    if (state == JOB_DOMAIN_STOPPED)
-        return VMSNAP_JOB_LOST;
+    if (state != JOB_RUNS && state != JOB_UNKNOWN)
+        return job_end_of(state, *abort_sent);
     gboolean aborted = state == JOB_RUNS && virDomainAbortJob(domain) == 0;
+    int code = virGetLastErrorCode();
     /* A job that is just ending for another reason can no longer be aborted, although its XML is still there. */
-    if (state == JOB_UNKNOWN || (!aborted && virGetLastErrorCode() != VIR_ERR_OPERATION_INVALID)) {
+    gboolean ending = state == JOB_RUNS && code == VIR_ERR_OPERATION_INVALID;
+    *abort_sent = *abort_sent || aborted || (state == JOB_RUNS && !ending && !is_denied(code));
+    if (!aborted && !ending) {
         set_libvirt_error(error, "end the backup job of domain", name, "");
         return VMSNAP_JOB_FAILED;
     }
     state = job_wait_while_running(domain, job->socket, job->timeout_ms);
-    if (state == JOB_GONE || state == JOB_REPLACED)
-        return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_GONE;
-    if (state == JOB_DOMAIN_STOPPED)
-        return aborted ? VMSNAP_JOB_ENDED : VMSNAP_JOB_LOST;
+    if (state != JOB_RUNS && state != JOB_UNKNOWN)
+        return job_end_of(state, *abort_sent);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to end the backup job of domain '%s': it still runs after %u s; see 'virsh domjobinfo %s'",
                 name, job->timeout_ms / 1000, name);
@@ -269,22 +276,23 @@ virDomainPtr vmsnap_libvirt_find_again(virConnectPtr connection, const char *uri
     return domain;
 }
 
-static VmsnapJobEnd job_find_and_end(const VmsnapJob *job, GError **error) {
+static VmsnapJobEnd job_find_and_end(const VmsnapJob *job, gboolean *abort_sent, GError **error) {
     g_autoptr(GError) find_error = NULL;
     g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(job->connection, job->uri, job->domain_uuid, &find_error);
     if (domain)
-        return job_end(domain, job, error);
+        return job_end(domain, job, abort_sent, error);
     if (!find_error)
-        return VMSNAP_JOB_LOST;
+        return job_end_of(JOB_DOMAIN_STOPPED, *abort_sent);
     g_propagate_error(error, g_steal_pointer(&find_error));
     return VMSNAP_JOB_FAILED;
 }
 
 VmsnapJobEnd vmsnap_libvirt_end_job(const VmsnapJob *job, GError **error) {
     gint64 deadline_us = g_get_monotonic_time() + (gint64)job->timeout_ms * 1000;
+    gboolean abort_sent = FALSE;
     for (;;) {
         g_autoptr(GError) last_error = NULL;
-        VmsnapJobEnd end = job_find_and_end(job, &last_error);
+        VmsnapJobEnd end = job_find_and_end(job, &abort_sent, &last_error);
         if (end != VMSNAP_JOB_FAILED)
             return end;
         if (g_get_monotonic_time() >= deadline_us) {
