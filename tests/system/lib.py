@@ -35,9 +35,6 @@ GUEST = Path(os.environ['VMSNAP_GUEST'])
 RING_START = 192 * MIB
 RING_SLOTS = 1024
 
-# What a machine has so that libvirt and the guest agent can talk to each other.
-AGENT_CHANNEL = '<channel type="unix"><target type="virtio" name="org.qemu.guest_agent.0"/></channel>'
-
 # A guest under emulation on a busy machine is slow; a test that hangs must fail before meson gives up on all of them.
 PATIENCE = 60
 
@@ -203,7 +200,13 @@ class Vm:
             self._own(shutil.copy(GUEST / source, self.directory / file))
         for disk, image in zip(disks, self.images.values()):
             self._make_image(disk, image)
-        self.xml = self._domain(disks, devices + (AGENT_CHANNEL if agent else ''), os_xml, memory)
+        if agent:
+            # With a path, since libvirt's own is too long below the home of a sandbox's user.
+            devices += f'''<channel type="unix">
+                            <source mode="bind" path="{self.directory}/agent"/>
+                            <target type="virtio" name="org.qemu.guest_agent.0"/>
+                          </channel>'''
+        self.xml = self._domain(disks, devices, os_xml, memory)
 
     @classmethod
     def restore(cls, copy, user=None):
