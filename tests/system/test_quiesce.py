@@ -75,10 +75,24 @@ class Freezable(lib.TestCase):
 
     def tearDown(self):
         self.unmount_all()
-        if self.vm.frozen() is not False:  # after a test that failed
-            self.vm.run('killall -KILL qemu-ga; rm -f /run/qga.state.isfrozen; fsfreeze --unfreeze /mnt; agent',
-                        status=None)
-            self.vm.wait_agent()
+        if self.vm.frozen() is not False:
+            self.boot_again()
+
+    def boot_again(self):
+        self.vm.destroy()
+        self.vm.start()
+        self.mount_filesystem()
+
+    @contextlib.contextmanager
+    def case(self, *what, **more):
+        """A subtest. After one that fails the guest may hang, and boots again, so that the next ones are tests."""
+        with self.subTest(*what, **more):
+            try:
+                yield
+            except BaseException:
+                self.unmount_all()
+                self.boot_again()
+                raise
 
     @contextlib.contextmanager
     def repeated(self, command):
@@ -147,6 +161,9 @@ class Freezable(lib.TestCase):
         self.assertLessEqual(said.count('\n'), 1, said)
         return said
 
+    def backup_job(self):
+        return self.vm.virsh('backup-dumpxml', self.vm.name, status=None)
+
     def signal_agent(self, name):
         self.vm.run(f'kill -{name} $(cat /run/qemu-ga.pid)')
 
@@ -188,7 +205,7 @@ class Quiesce(Freezable):
     def test_clean(self):
         """A frozen filesystem needs no recovery, and has what nobody synced. Without the option it is as it was."""
         for options, frozen in (('quiesce=require', True), ('quiesce=try', True), ('quiesce=no', False), ('', False)):
-            with self.subTest(options), self.repeated(WRITE):
+            with self.case(options), self.repeated(WRITE):
                 self.vm.run(f'rm -f /mnt/unsynced; sync; echo "{options}" >/mnt/unsynced')
                 mount = Mount(self.vm, options)
                 self.assertEqual(mount.mount().stderr, '')
@@ -280,14 +297,17 @@ class Quiesce(Freezable):
             self.vm.virsh('domfsthaw', self.vm.name)
         self.wait_nothing_left(mount)
 
-    # Agents that are too slow. libvirt asks them for a sign of life first, and gives up on that after five seconds.
+    # Agents that are too slow. Where one has answered the last time, libvirt waits for its answer without end. Others it
+    # asks for a sign of life first, and gives up on that after five seconds.
 
-    def assert_late(self, mode, freeze_timeout, go_on):
+    def assert_late(self, mode, hang, go_on):
         """
-        The time for the freeze is up. The mount goes on or is refused in time, and when GO_ON() has made the agent
-        answer after all, the guest is thawed.
+        HANG() keeps the agent from answering in time. The mount goes on or is refused when time is up, and when GO_ON()
+        has made the agent answer after all, the guest is thawed.
         """
+        freeze_timeout = 1
         mount = Mount(self.vm, f'quiesce={mode},freeze_timeout={freeze_timeout}')
+        hang()
         begin = time.monotonic()
         if mode == 'try':
             said = mount.mount().stderr
@@ -301,7 +321,7 @@ class Quiesce(Freezable):
         else:
             self.assertRegex(said, f"^mount.vmsnap: {self.refusal('.+')}\n$")
             self.assertNotIn(str(mount.point), lib.mounts())
-            self.assertEqual(self.vm.virsh('backup-dumpxml', self.vm.name, status=None), '')
+            self.assertEqual(self.backup_job(), '')
         go_on()
         self.wait_thawed()
         if mode == 'try':
@@ -310,23 +330,38 @@ class Quiesce(Freezable):
         self.wait_nothing_left(mount)
 
     def test_agent_stopped(self):
-        """The agent hangs, and goes on before or after libvirt has given up on it."""
+        """The agent hangs since just now, or since libvirt has noticed, and goes on soon or after a while."""
         for mode in ('try', 'require'):
-            for silence in (0, 6):
-                with self.subTest(mode, silence=silence):
+            for noticed, silence in ((False, 0), (False, 6), (True, 0)):
+                def hang():
                     self.signal_agent('STOP')
+                    if noticed:
+                        self.assertIsNone(self.vm.frozen())
 
-                    def go_on():
-                        time.sleep(silence)
-                        self.signal_agent('CONT')
+                def go_on():
+                    time.sleep(silence)
+                    self.signal_agent('CONT')
 
-                    self.assert_late(mode, 1, go_on)
+                with self.case(mode, noticed=noticed, silence=silence):
+                    self.assert_late(mode, hang, go_on)
 
     def test_freeze_slow(self):
         """The agent is busy with the freeze, which succeeds when nobody waits for it any more."""
         for mode in ('try', 'require'):
-            with self.subTest(mode), self.slow_freeze():
-                self.assert_late(mode, 1, lambda: None)
+            with self.case(mode), self.slow_freeze():
+                self.assert_late(mode, lambda: None, lambda: None)
+
+    def test_umount_while_agent_hangs(self):
+        """An agent that still owes an answer keeps no snapshot from its end."""
+        mount = Mount(self.vm, 'quiesce=try,freeze_timeout=1')
+        self.signal_agent('STOP')
+        mount.mount()
+        begin = time.monotonic()
+        mount.umount(status=None)
+        self.assertLess(time.monotonic() - begin, REST)
+        self.assertEqual(self.backup_job(), '')
+        self.signal_agent('CONT')
+        self.wait_nothing_left(mount)
 
     def test_freeze_as_long_as_allowed(self):
         """With time enough, the same freeze is none too late."""
@@ -358,7 +393,7 @@ class Quiesce(Freezable):
     def test_agent_dies_while_freezing(self):
         """libvirt says only that the agent is gone, and the guest is frozen. The next agent is told to thaw."""
         for mode, status in (('require', 32), ('try', 0)):
-            with self.subTest(mode), self.slow_freeze():
+            with self.case(mode), self.slow_freeze():
                 mount, process = self.begin(f'quiesce={mode},freeze_timeout=20')
                 self.wait_freezing()
                 self.signal_agent('KILL')  # it dies when the kernel has frozen
@@ -370,40 +405,37 @@ class Quiesce(Freezable):
                     mount.umount()
                 self.wait_nothing_left(mount)
 
-    def test_agent_dies_while_frozen(self):
-        """There is nobody who could thaw, until the agent comes back."""
-        self.signal_agent_when_frozen('KILL')
+    def assert_not_thawed(self, name, silence, go_on):
+        """
+        The agent freezes, and gets a signal before it can thaw. The command returns with or without a mount, and when
+        GO_ON() has brought an agent back, the guest is thawed.
+        """
+        self.signal_agent_when_frozen(name)
         mount, process = self.begin('quiesce=require,freeze_timeout=1')
         self.wait_signalled()
         self.finish(process, 0, 32)
-        time.sleep(2)
+        time.sleep(silence)
         self.assertTrue(record()['frozen'])
-        self.vm.run('agent')
+        go_on()
         self.wait_thawed()
         if process.returncode == 0:
             mount.umount()
         self.wait_nothing_left(mount)
 
+    def test_agent_dies_while_frozen(self):
+        """There is nobody who could thaw, until the agent comes back."""
+        self.assert_not_thawed('KILL', 2, lambda: self.vm.run('agent'))
+
     def test_agent_stops_while_frozen(self):
         """Likewise when the agent hangs meanwhile, for a shorter or longer time than libvirt is patient."""
         for silence in (2, 8):
-            with self.subTest(silence=silence):
-                self.signal_agent_when_frozen('STOP')
-                mount, process = self.begin('quiesce=require,freeze_timeout=1')
-                self.wait_signalled()
-                self.finish(process, 0, 32)
-                time.sleep(silence)
-                self.assertTrue(record()['frozen'])
-                self.signal_agent('CONT')
-                self.wait_thawed()
-                if process.returncode == 0:
-                    mount.umount()
-                self.wait_nothing_left(mount)
+            with self.case(silence=silence):
+                self.assert_not_thawed('STOP', silence, lambda: self.signal_agent('CONT'))
 
     def test_daemon_ends_while_freezing(self):
         """The daemon dies, or is ended, while the agent freezes."""
         for number in (signal.SIGKILL, signal.SIGTERM):
-            with self.subTest(signal=number), self.slow_freeze():
+            with self.case(signal=number), self.slow_freeze():
                 mount, process = self.begin('quiesce=require,freeze_timeout=20')
                 self.wait_freezing()
                 os.kill(record()['pid'], number)
@@ -413,7 +445,7 @@ class Quiesce(Freezable):
     def test_daemon_ends_while_frozen(self):
         """Likewise when the guest is frozen, and the thaw could not be done yet."""
         for number in (signal.SIGKILL, signal.SIGTERM):
-            with self.subTest(signal=number):
+            with self.case(signal=number):
                 self.signal_agent_when_frozen('STOP')
                 mount, process = self.begin('quiesce=require')
                 self.wait_signalled()
@@ -423,11 +455,24 @@ class Quiesce(Freezable):
                 self.finish(process, 2, 32)
                 self.wait_nothing_left(mount)
 
+    def test_daemon_ends_while_agent_hangs(self):
+        """Until the agent goes on, only the thaw has to wait, and not the end of the job or the command."""
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            with self.case(signal=number):
+                self.signal_agent_when_frozen('STOP')
+                mount, process = self.begin('quiesce=require,freeze_timeout=1')
+                self.wait_signalled()
+                os.kill(record()['pid'], number)
+                self.finish(process, 2, 32)
+                lib.wait_until(lambda: not self.backup_job(), 'the job is over', timeout=SOON)
+                self.signal_agent('CONT')
+                self.wait_nothing_left(mount)
+
     def test_daemon_ends_at_any_moment(self):
         """Likewise at moments that nothing marks, from the first in which the guest may be frozen."""
         for number in (signal.SIGKILL, signal.SIGTERM):
             for delay_ms in (0, 5, 10, 20, 40, 80, 160):
-                with self.subTest(signal=number, delay_ms=delay_ms), self.repeated(WRITE):
+                with self.case(signal=number, delay_ms=delay_ms), self.repeated(WRITE):
                     mount, process = self.begin('quiesce=require')
                     lib.wait_until(lambda: record().get('frozen') or process.poll() is not None, 'it freezes')
                     pid = record()['pid']
@@ -455,10 +500,8 @@ class Quiesce(Freezable):
         self.signal_agent_when_frozen('STOP')
         mount, process = self.begin('quiesce=require')
         self.wait_signalled()
-        pid = int(Path('/run/libvirtd.pid').read_text())
-        os.kill(pid, signal.SIGTERM)
-        lib.wait_until(lambda: not Path(f'/proc/{pid}').exists(), 'libvirtd has ended')
-        run('libvirtd', '--daemon')
+        with lib.libvirtd_away():
+            pass
         self.signal_agent('CONT')
         self.finish(process, 0, 32)
         self.wait_thawed()
