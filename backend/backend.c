@@ -84,24 +84,39 @@ static void record_set_outcome(VmsnapRecord *record, const char *outcome, const 
     record->reason = g_strdup(reason);
 }
 
-/* While a job may run, its files are in use: they stay, and the record with them. */
+/* That it broke is worse. */
+static void record_set_leftover(int fd, VmsnapRecord *record, const GError *left) {
+    if (!g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
+        record_set_outcome(record, VMSNAP_OUTCOME_LEFTOVER, left->message);
+    (void)vmsnap_record_update(fd, record);
+}
+
 gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error) {
     if (!record->outcome) {
         record_set_outcome(record, VMSNAP_OUTCOME_BROKEN, "its daemon died");
-        vmsnap_record_update(fd, record);
+        (void)vmsnap_record_update(fd, record);
     }
     g_autoptr(GError) left = NULL;
-    if (machine_recover(record, &left) && directories_remove(record, &left)) {
+    if (machine_recover(record, &left)) {
+        (void)vmsnap_record_update(fd, record);
+        return TRUE;
+    }
+    record_set_leftover(fd, record, left);
+    g_propagate_error(error, g_steal_pointer(&left));
+    return FALSE;
+}
+
+gboolean vmsnap_snapshot_remove_left(int fd, VmsnapRecord *record, GError **error) {
+    g_assert(!record->job && !record->frozen);
+    g_autoptr(GError) left = NULL;
+    if (directories_remove(record, &left)) {
         if (g_str_equal(record->outcome, VMSNAP_OUTCOME_LEFTOVER))
             record_set_outcome(record, VMSNAP_OUTCOME_COMPLETE, NULL);
-        vmsnap_record_update(fd, record);
+        (void)vmsnap_record_update(fd, record);
         vmsnap_record_remove(record->uuid);
         return TRUE;
     }
-    /* That it broke is worse. */
-    if (!g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
-        record_set_outcome(record, VMSNAP_OUTCOME_LEFTOVER, left->message);
-    vmsnap_record_update(fd, record);
+    record_set_leftover(fd, record, left);
     g_propagate_error(error, g_steal_pointer(&left));
     return FALSE;
 }

@@ -326,3 +326,10 @@ char *vmsnap_domain_parse_scratch_device(const char *xml, const char *target) {
     }
     return NULL;
 }
+
+gboolean vmsnap_domain_parse_agent_is_connected(const char *xml) {
+    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
+    return context && xpath_exists(context, "/domain/devices/channel/target[@name='org.qemu.guest_agent.0' and "
+                                            "@state='connected']");
+}

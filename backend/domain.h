@@ -76,3 +76,6 @@ char *vmsnap_domain_parse_backup_socket(const char *xml);
  * Returns: (transfer full): libvirt's name for the scratch file of a disk, "vda[3]"; or NULL.
  */
 char *vmsnap_domain_parse_scratch_device(const char *xml, const char *target);
+
+/** Returns: whether the XML of a running domain says that its guest agent is there. */
+gboolean vmsnap_domain_parse_agent_is_connected(const char *xml);

@@ -36,6 +36,10 @@
 #include <unistd.h>
 
 #define N_IO_THREADS 2
+/* QEMU pauses a guest some time after its write has failed. */
+#define PAUSE_LAG_MS 500
+/* Nobody saw whether a freeze was still on its way to the agent. */
+#define FREEZE_SETTLE_US 1000000
 /* For one try of the watch to end the job: it has more of them, and must not keep an end waiting for long. */
 #define WATCH_TIMEOUT_MS 5000
 
@@ -54,10 +58,9 @@ typedef struct {
     VmsnapQuiesce *quiesce;
     VmsnapLibvirtWatch *watch;
     VmsnapRecord *record;
-    int record_fd;       /* not owned */
-    gboolean published;  /* others see the record */
-    int scratch_fd;      /* owned; -1 before it is prepared */
-    gboolean may_resume; /* the guest was not paused by an I/O error before the snapshot */
+    int record_fd;      /* not owned */
+    gboolean published; /* others see the record */
+    int scratch_fd;     /* owned; -1 before it is prepared */
     uint64_t scratch_reserve_bytes;
     uint64_t scratch_max_bytes;
     unsigned timeout_ms;
@@ -130,7 +133,7 @@ static gboolean snapshot_look_up(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
     snapshot->facts = vmsnap_domain_parse(live, error);
     if (!snapshot->facts)
         return FALSE;
-    snapshot->may_resume = !vmsnap_libvirt_is_paused_by_error(snapshot->domain);
+    snapshot->record->resume = !vmsnap_libvirt_is_paused_by_error(snapshot->domain);
     base->machine = g_strdup(snapshot->facts->name);
     base->machine_uuid = g_strdup(snapshot->facts->uuid);
     take_versions(snapshot);
@@ -176,7 +179,10 @@ static gboolean snapshot_prepare(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
         !vmsnap_dirs_make_passage(record->scratch_dir, qemu_gid(snapshot), error))
         return FALSE;
     snapshot->scratch_fd = open(record->scratch_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    return TRUE;
+    if (snapshot->scratch_fd < 0)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to open scratch directory '%s': %s",
+                    record->scratch_dir, g_strerror(errno));
+    return snapshot->scratch_fd >= 0;
 }
 
 /* libvirt's message names a file or a disk; what the user can change is the scratch directory or the choice of disks.
@@ -206,14 +212,23 @@ static void begin_error_add_remedy(const LibvirtSnapshot *snapshot, const GPtrAr
     }
 }
 
-static void record_set_job(LibvirtSnapshot *snapshot, gboolean job) {
-    snapshot->record->job = job;
-    vmsnap_record_update(snapshot->record_fd, snapshot->record);
+static void record_clear_frozen(LibvirtSnapshot *snapshot) {
+    snapshot->record->frozen = FALSE;
+    (void)vmsnap_record_update(snapshot->record_fd, snapshot->record);
 }
 
-static void record_set_frozen(LibvirtSnapshot *snapshot, gboolean frozen) {
-    snapshot->record->frozen = frozen;
-    vmsnap_record_update(snapshot->record_fd, snapshot->record);
+/* What is not in the record would not be undone after a crash, and so must not be begun. */
+static gboolean record_promise(LibvirtSnapshot *snapshot, gboolean *what, GError **error) {
+    *what = TRUE;
+    if (vmsnap_record_update(snapshot->record_fd, snapshot->record))
+        return TRUE;
+    *what = FALSE;
+    g_set_error(
+        error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+        "failed to begin the snapshot of domain '%s': its record beside '%s' cannot be written; free some space "
+        "there",
+        snapshot->base.machine, snapshot->record->runtime_dir);
+    return FALSE;
 }
 
 /* Returns: FALSE with @error set if the guest is not frozen although it must be. */
@@ -221,13 +236,14 @@ static gboolean snapshot_freeze(LibvirtSnapshot *snapshot, const VmsnapBeginOpti
     if (options->quiesce == VMSNAP_QUIESCE_NO)
         return TRUE;
     g_autoptr(GError) freeze_error = NULL;
-    record_set_frozen(snapshot, TRUE);
+    if (!record_promise(snapshot, &snapshot->record->frozen, error))
+        return FALSE;
     snapshot->quiesce = vmsnap_quiesce_freeze(snapshot->domain, options->freeze_timeout_ms, &freeze_error);
     snapshot->base.quiesced = !freeze_error;
     if (!freeze_error)
         return TRUE;
     if (vmsnap_quiesce_is_over(snapshot->quiesce))
-        record_set_frozen(snapshot, FALSE);
+        record_clear_frozen(snapshot);
     if (options->quiesce == VMSNAP_QUIESCE_TRY) {
         snapshot->base.quiesce_error = g_strdup(freeze_error->message);
         return TRUE;
@@ -242,12 +258,12 @@ static gboolean snapshot_thaw(LibvirtSnapshot *snapshot, const VmsnapBeginOption
         return TRUE;
     g_autoptr(GError) thaw_error = NULL;
     if (vmsnap_quiesce_thaw(snapshot->quiesce, options->freeze_timeout_ms, &thaw_error)) {
-        record_set_frozen(snapshot, FALSE);
+        record_clear_frozen(snapshot);
         return TRUE;
     }
     snapshot->base.quiesced = FALSE;
     if (options->quiesce == VMSNAP_QUIESCE_TRY && vmsnap_quiesce_is_over(snapshot->quiesce)) {
-        record_set_frozen(snapshot, FALSE);
+        record_clear_frozen(snapshot);
         snapshot->base.quiesce_error = g_strdup(thaw_error->message);
         return TRUE;
     }
@@ -260,7 +276,8 @@ static gboolean snapshot_begin_job(LibvirtSnapshot *snapshot, const GPtrArray *s
     char *xml = vmsnap_domain_build_backup_xml(snapshot->facts, selected, snapshot->record->socket,
                                                snapshot->record->scratch_dir);
     vmsnap_snapshot_add_file(base, "backup.xml", g_bytes_new_take(xml, strlen(xml)), TRUE);
-    record_set_job(snapshot, TRUE);
+    if (!record_promise(snapshot, &snapshot->record->job, error))
+        return FALSE;
     /* Taken before and not after, so that what the guest had written by this time is surely in. */
     struct timespec now = {0};
     (void)clock_gettime(CLOCK_REALTIME, &now);
@@ -323,6 +340,7 @@ static VmsnapJob job_of(const VmsnapRecord *record, virConnectPtr connection, un
         .uri = record->connect_uri,
         .domain_uuid = record->machine_uuid,
         .socket = record->socket,
+        .may_resume = record->resume,
         .timeout_ms = timeout_ms,
     };
 }
@@ -330,11 +348,10 @@ static VmsnapJob job_of(const VmsnapRecord *record, virConnectPtr connection, un
 static void error_add_leftovers(const VmsnapRecord *record, GError **error) {
     if (!error || !*error)
         return;
-    g_autofree char *message =
-        g_strdup_printf("%s; the backup job, '%s' and '%s' remain, and vmsnap goes on trying to clear them; or do it "
-                        "with 'mount.vmsnap "
-                        "--cleanup %s' when libvirt is well again",
-                        (*error)->message, record->runtime_dir, record->scratch_dir, record->machine);
+    g_autofree char *message = g_strdup_printf(
+        "%s; the backup job, '%s' and '%s' remain, and vmsnap's guardian goes on trying to clear them: see "
+        "'journalctl -t vmsnap', or end the job with 'virsh domjobabort %s' when libvirt is well again",
+        (*error)->message, record->runtime_dir, record->scratch_dir, record->machine);
     g_clear_error(error);
     g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, message);
 }
@@ -345,6 +362,8 @@ static gboolean snapshot_end_job(LibvirtSnapshot *snapshot, GError **error) {
         return TRUE;
     VmsnapJob job = job_of(snapshot->record, snapshot->connection, snapshot->timeout_ms);
     job.may_be_beginning = virConnectIsAlive(snapshot->connection) <= 0;
+    /* One that broke may have had the guest paused, and one that did not, has not. */
+    job.pause_lag_ms = vmsnap_snapshot_is_broken(&snapshot->base) ? PAUSE_LAG_MS : 0;
     VmsnapJobEnd end = vmsnap_libvirt_end_job(&job, error);
     if (end == VMSNAP_JOB_LOST)
         vmsnap_snapshot_break(&snapshot->base, "the guest was stopped");
@@ -357,7 +376,7 @@ static gboolean snapshot_end_job(LibvirtSnapshot *snapshot, GError **error) {
 }
 
 static gboolean snapshot_end_quiesce(LibvirtSnapshot *snapshot, GError **error) {
-    if (vmsnap_quiesce_free(g_steal_pointer(&snapshot->quiesce), snapshot->timeout_ms))
+    if (vmsnap_quiesce_free(g_steal_pointer(&snapshot->quiesce)))
         snapshot->record->frozen = FALSE;
     if (snapshot->record->frozen)
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
@@ -431,13 +450,21 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     return &snapshot->base;
 }
 
+/* A guest that was frozen too late may be thawed only now; then nobody needs to do it any more. Called by the watch. */
+static void quiesce_settle(gpointer user_data) {
+    LibvirtSnapshot *snapshot = user_data;
+    if (snapshot->record->frozen && vmsnap_quiesce_is_over(snapshot->quiesce))
+        record_clear_frozen(snapshot);
+}
+
 static gboolean libvirt_start(VmsnapSnapshot *base, GError **error) {
     LibvirtSnapshot *snapshot = (LibvirtSnapshot *)base;
     const VmsnapLibvirtWatchOptions watch_options = {
         .job = job_of(snapshot->record, NULL, MIN(snapshot->timeout_ms, WATCH_TIMEOUT_MS)),
         .reserve_bytes = snapshot->scratch_reserve_bytes,
         .max_bytes = snapshot->scratch_max_bytes,
-        .may_resume = snapshot->may_resume,
+        .settle = quiesce_settle,
+        .settle_data = snapshot,
     };
     if (!vmsnap_io_threads_start(snapshot->threads, error))
         return FALSE;
@@ -457,24 +484,33 @@ static gboolean libvirt_end(VmsnapSnapshot *base, gboolean aborted, GError **err
     return FALSE;
 }
 
-/* The guest comes first: frozen filesystems, then the job. */
+static gboolean domain_thaw(const VmsnapRecord *record, GError **error) {
+    g_autoptr(GError) find_error = NULL;
+    g_autoptr(virDomain) domain =
+        vmsnap_libvirt_find_again(NULL, record->connect_uri, record->machine_uuid, &find_error);
+    if (domain)
+        return vmsnap_libvirt_thaw(domain, error);
+    if (!find_error)
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&find_error));
+    return FALSE;
+}
+
+/* The job first, since an agent may take for ever to answer. */
 static gboolean libvirt_recover(VmsnapRecord *record, GError **error) {
-    unsigned timeout_ms = (unsigned)CLAMP(record->timeout_ms, 1, G_MAXINT);
-    if (record->frozen) {
-        g_autoptr(GError) find_error = NULL;
-        g_autoptr(virDomain) domain =
-            vmsnap_libvirt_find_again(NULL, record->connect_uri, record->machine_uuid, &find_error);
-        if (find_error) {
-            g_propagate_error(error, g_steal_pointer(&find_error));
-            return FALSE;
-        }
-        record->frozen = domain && !vmsnap_libvirt_thaw(domain, error);
-    }
-    GError **job_error = record->frozen ? NULL : error;
-    VmsnapJob job = job_of(record, NULL, timeout_ms);
+    VmsnapJob job = job_of(record, NULL, (unsigned)CLAMP(record->timeout_ms, 1, G_MAXINT));
     job.may_be_beginning = TRUE;
-    record->job = record->job && vmsnap_libvirt_end_job(&job, job_error) == VMSNAP_JOB_FAILED;
-    return !record->frozen && !record->job;
+    job.pause_lag_ms = PAUSE_LAG_MS;
+    record->job = record->job && vmsnap_libvirt_end_job(&job, error) == VMSNAP_JOB_FAILED;
+    if (!record->frozen)
+        return !record->job;
+    GError **thaw_error = record->job ? NULL : error;
+    record->frozen = !domain_thaw(record, thaw_error);
+    if (!record->frozen) {
+        g_usleep(FREEZE_SETTLE_US);
+        record->frozen = !domain_thaw(record, thaw_error);
+    }
+    return !record->job && !record->frozen;
 }
 
 /* Whatever no other backend claims is the name, UUID or id of a domain. */

@@ -13,6 +13,8 @@
 #include <string.h>
 
 #define JOB_POLL_US 10000
+/* VIR_ERR_AGENT_COMMAND_TIMEOUT, of libvirts that are newer than the one that is built with. */
+#define AGENT_COMMAND_TIMEOUT 112
 /* How often it is tried again to reach a libvirtd that is away. */
 #define RETRY_US 200000
 /* How long a begin that lost its caller may take until libvirtd shows its job. */
@@ -103,14 +105,16 @@ char *vmsnap_libvirt_get_xml(virDomainPtr domain, unsigned flags, GError **error
 }
 
 /*
- * @ret_socket: (transfer full): the socket of the domain's backup job, or NULL if there is no such job
- * Returns: FALSE if libvirt cannot tell.
+ * @ret_socket: (transfer full): the socket of the domain's backup job, "" if it has none, or NULL if there is no such
+ * job Returns: FALSE if libvirt cannot tell.
  */
 static gboolean job_get_socket(virDomainPtr domain, char **ret_socket) {
     g_autofree char *xml = virDomainBackupGetXMLDesc(domain, 0);
     if (!xml && virGetLastErrorCode() != VIR_ERR_NO_DOMAIN_BACKUP)
         return FALSE;
     *ret_socket = xml ? vmsnap_domain_parse_backup_socket(xml) : NULL;
+    if (xml && !*ret_socket)
+        *ret_socket = g_strdup("");
     return TRUE;
 }
 
@@ -276,11 +280,31 @@ virDomainPtr vmsnap_libvirt_find_again(virConnectPtr connection, const char *uri
     return domain;
 }
 
+gboolean vmsnap_libvirt_resume(virDomainPtr domain, unsigned lag_ms, GError **error) {
+    gint64 deadline_us = g_get_monotonic_time() + (gint64)lag_ms * 1000;
+    while (!vmsnap_libvirt_is_paused_by_error(domain)) {
+        if (g_get_monotonic_time() >= deadline_us)
+            return TRUE;
+        g_usleep(JOB_POLL_US);
+    }
+    if (virDomainResume(domain) == 0) {
+        g_warning("the guest was paused by an I/O error beside our backup job, and runs again");
+        return TRUE;
+    }
+    const char *name = virDomainGetName(domain);
+    set_libvirt_error(error, "resume domain", name, "; see 'virsh resume'");
+    return FALSE;
+}
+
 static VmsnapJobEnd job_find_and_end(const VmsnapJob *job, gboolean *abort_sent, GError **error) {
     g_autoptr(GError) find_error = NULL;
     g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(job->connection, job->uri, job->domain_uuid, &find_error);
-    if (domain)
-        return job_end(domain, job, abort_sent, error);
+    if (domain) {
+        VmsnapJobEnd end = job_end(domain, job, abort_sent, error);
+        gboolean over = end == VMSNAP_JOB_ENDED || end == VMSNAP_JOB_GONE;
+        return !over || !job->may_resume || vmsnap_libvirt_resume(domain, job->pause_lag_ms, error) ? end
+                                                                                                    : VMSNAP_JOB_FAILED;
+    }
     if (!find_error)
         return job_end_of(JOB_DOMAIN_STOPPED, *abort_sent);
     g_propagate_error(error, g_steal_pointer(&find_error));
@@ -303,12 +327,34 @@ VmsnapJobEnd vmsnap_libvirt_end_job(const VmsnapJob *job, GError **error) {
     }
 }
 
-gboolean vmsnap_libvirt_freeze(virDomainPtr domain, GError **error) {
+static gboolean agent_is_connected(virDomainPtr domain) {
+    g_autofree char *xml = virDomainGetXMLDesc(domain, 0);
+    return xml && vmsnap_domain_parse_agent_is_connected(xml);
+}
+
+VmsnapFreeze vmsnap_libvirt_freeze(virDomainPtr domain, GError **error) {
     const char *name = virDomainGetName(domain);
-    if (virDomainFSFreeze(domain, NULL, 0, 0) >= 0)
-        return TRUE;
-    set_libvirt_error(error, "freeze the filesystems of domain", name, "");
-    return FALSE;
+    if (!agent_is_connected(domain)) {
+        g_set_error(
+            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+            "failed to freeze the filesystems of domain '%s': its guest agent is not connected; install and start "
+            "qemu-guest-agent in it, and see that it has the agent's channel",
+            name);
+        return VMSNAP_FREEZE_NONE;
+    }
+    int n_frozen = virDomainFSFreeze(domain, NULL, 0, 0);
+    if (n_frozen > 0)
+        return VMSNAP_FREEZE_DONE;
+    int code = virGetLastErrorCode();
+    if (n_frozen < 0)
+        set_libvirt_error(error, "freeze the filesystems of domain", name, "");
+    else
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to freeze the filesystems of domain '%s': the guest has none mounted", name);
+    /* What the agent refuses it undoes by itself. Of one that was lost meanwhile nobody knows how far it came. */
+    gboolean lost = n_frozen < 0 && (code == VIR_ERR_AGENT_UNRESPONSIVE || code == AGENT_COMMAND_TIMEOUT ||
+                                     virConnectIsAlive(virDomainGetConnect(domain)) <= 0);
+    return lost || n_frozen == 0 ? VMSNAP_FREEZE_UNKNOWN : VMSNAP_FREEZE_NONE;
 }
 
 gboolean vmsnap_libvirt_thaw(virDomainPtr domain, GError **error) {

@@ -54,6 +54,8 @@ typedef struct {
     const char *domain_uuid;
     const char *socket;        /* its NBD socket, by which it is recognised: a job with another one is left alone */
     gboolean may_be_beginning; /* nobody saw the end of its begin */
+    gboolean may_resume;       /* the guest, where an I/O error has paused it, since that may have come from scratch */
+    unsigned pause_lag_ms;     /* how long to wait for such a pause: QEMU pauses some time after the error */
     unsigned timeout_ms;
 } VmsnapJob;
 
@@ -67,11 +69,25 @@ typedef enum {
 /** Ends the job and waits until it is gone. While libvirt is away, it is tried again until the timeout. */
 VmsnapJobEnd vmsnap_libvirt_end_job(const VmsnapJob *job, GError **error);
 
-/** Freezes the guest's filesystems, however long its agent takes. */
-gboolean vmsnap_libvirt_freeze(virDomainPtr domain, GError **error);
+typedef enum {
+    VMSNAP_FREEZE_DONE,
+    VMSNAP_FREEZE_NONE,    /* nothing is frozen, by us */
+    VMSNAP_FREEZE_UNKNOWN, /* the agent was lost meanwhile */
+} VmsnapFreeze;
+
+/** Freezes the guest's filesystems, however long its agent takes. Sets @error if that was not done. */
+VmsnapFreeze vmsnap_libvirt_freeze(virDomainPtr domain, GError **error);
 
 /** Thaws the guest's filesystems; one that is stopped has none. */
 gboolean vmsnap_libvirt_thaw(virDomainPtr domain, GError **error);
+
+/**
+ * vmsnap_libvirt_resume:
+ * @lag_ms: how long to wait for a pause
+ *
+ * Resumes a guest that an I/O error has paused, and no other. Returns: FALSE with @error set if it cannot.
+ */
+gboolean vmsnap_libvirt_resume(virDomainPtr domain, unsigned lag_ms, GError **error);
 
 /** Returns: whether QEMU has paused the guest, since one of its reads or writes failed. */
 gboolean vmsnap_libvirt_is_paused_by_error(virDomainPtr domain);

@@ -11,10 +11,13 @@
 #include "vmsnap/thread.h"
 
 #define THAW_RETRY_US 500000
+/* For an agent that is just answering. */
+#define FREE_WAIT_MS 500
 
 typedef enum {
     FREEZING,
     FROZEN,
+    LOST,     /* perhaps frozen: the agent was lost meanwhile */
     THAWED,   /* as asked */
     EXPIRED,  /* thawed, since time was up */
     NOT_DONE, /* never frozen */
@@ -94,15 +97,23 @@ static gboolean wait_for_release(VmsnapQuiesce *quiesce) {
     return TRUE;
 }
 
+/* The owner need not wait until there is an agent again that can be told to thaw. */
+static void lost_note(VmsnapQuiesce *quiesce, const GError *error) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
+    quiesce->error = g_error_copy(error);
+    quiesce_set_state(quiesce, LOST);
+}
+
 static gpointer quiesce_run(gpointer data) {
     VmsnapQuiesce *quiesce = data;
     g_autoptr(GError) error = NULL;
     State end = NOT_DONE;
-    if (vmsnap_libvirt_freeze(quiesce->domain, &error)) {
+    VmsnapFreeze freeze = vmsnap_libvirt_freeze(quiesce->domain, &error);
+    if (freeze == VMSNAP_FREEZE_DONE) {
         end = wait_for_release(quiesce) ? THAWED : EXPIRED;
         thaw_until_done(quiesce);
-    } else if (virConnectIsAlive(virDomainGetConnect(quiesce->domain)) <= 0) {
-        /* libvirtd has gone away meanwhile, and the agent may have frozen. */
+    } else if (freeze == VMSNAP_FREEZE_UNKNOWN) {
+        lost_note(quiesce, error);
         thaw_until_done(quiesce);
     }
     g_mutex_lock(&quiesce->lock);
@@ -149,7 +160,7 @@ VmsnapQuiesce *vmsnap_quiesce_freeze(virDomainPtr domain, unsigned timeout_ms, G
     if (!wait_while(quiesce, FREEZING, timeout_ms)) {
         quiesce->release = TRUE;
         set_late_error(quiesce, "freeze", error);
-    } else if (quiesce->state == NOT_DONE) {
+    } else if (quiesce->state == NOT_DONE || quiesce->state == LOST) {
         g_propagate_error(error, g_error_copy(quiesce->error));
     }
     return quiesce;
@@ -175,16 +186,18 @@ gboolean vmsnap_quiesce_thaw(VmsnapQuiesce *quiesce, unsigned timeout_ms, GError
 
 gboolean vmsnap_quiesce_is_over(VmsnapQuiesce *quiesce) {
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
-    return quiesce->state != FREEZING && quiesce->state != FROZEN;
+    return quiesce->state != FREEZING && quiesce->state != FROZEN && quiesce->state != LOST;
 }
 
-gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce, unsigned timeout_ms) {
+gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce) {
     if (!quiesce)
         return TRUE;
     g_mutex_lock(&quiesce->lock);
     quiesce->release = TRUE;
     g_cond_broadcast(&quiesce->changed);
-    gboolean over = wait_while(quiesce, FREEZING, timeout_ms) && wait_while(quiesce, FROZEN, timeout_ms);
+    (void)wait_while(quiesce, FREEZING, FREE_WAIT_MS);
+    (void)wait_while(quiesce, FROZEN, FREE_WAIT_MS);
+    gboolean over = quiesce->state != FREEZING && quiesce->state != FROZEN && quiesce->state != LOST;
     quiesce_unref(quiesce);
     return over;
 }

@@ -32,8 +32,8 @@ gboolean vmsnap_quiesce_is_over(VmsnapQuiesce *quiesce);
 
 /**
  * vmsnap_quiesce_free:
- * @timeout_ms: for an agent that still owes an answer
  *
- * NULL-safe. Returns: FALSE if the guest may be frozen.
+ * Waits for a moment, but not for an agent that still owes an answer. NULL-safe. Returns: FALSE if the guest may be
+ * frozen; for as long as the process lives, it is tried to thaw it.
  */
-gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce, unsigned timeout_ms);
+gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce);

@@ -19,8 +19,11 @@
 #define KEEPALIVE_INTERVAL_S 5
 #define KEEPALIVE_COUNT 2
 /* QEMU pauses a guest some time after its write has failed. */
-#define PAUSE_LAG_US 500000
-#define PAUSE_POLL_US 20000
+#define PAUSE_LAG_MS 500
+#define LATE_PAUSE_US 10000000
+/* After so many looks in a row at scratch files that are not there, they are surely gone, and nobody would see them
+ * grow. */
+#define MAX_BLIND_LOOKS 3
 /* Below that an announcement would come too late to be of use. */
 #define MIN_THRESHOLD_BYTES (UINT64_C(1) << 20)
 
@@ -34,7 +37,11 @@ struct VmsnapLibvirtWatch {
     virConnectPtr connection; /* these belong to the thread; owned, or NULL */
     virDomainPtr domain;
     gboolean thresholds_due;
+    int lifecycle_id; /* these two of the connection's callbacks; -1 if there is none */
+    int threshold_id;
+    unsigned blind_looks;
     gboolean job_ended;
+    gint64 job_ended_us;
     gboolean warned;
 };
 
@@ -50,7 +57,7 @@ static gboolean usage_take(const VmsnapLibvirtWatch *watch, Usage *ret_usage) {
     for (guint i = 0; i < watch->snapshot->disks->len; i++) {
         uint64_t used_bytes, left_bytes;
         if (!vmsnap_disk_get_scratch(g_ptr_array_index(watch->snapshot->disks, i), &used_bytes, &left_bytes))
-            continue;
+            return FALSE;
         usage.used_bytes += used_bytes;
         usage.left_bytes = MIN(usage.left_bytes, left_bytes);
     }
@@ -58,35 +65,21 @@ static gboolean usage_take(const VmsnapLibvirtWatch *watch, Usage *ret_usage) {
     if (options->max_bytes > 0)
         usage.room_bytes = MIN(usage.room_bytes, options->max_bytes - MIN(usage.used_bytes, options->max_bytes));
     *ret_usage = usage;
-    return usage.left_bytes != UINT64_MAX;
+    return TRUE;
 }
 
-/* Its failed writes are made again, now without a copy to scratch. */
-static void guest_resume(const VmsnapLibvirtWatch *watch) {
-    if (!watch->options.may_resume || !watch->domain)
-        return;
-    gint64 deadline_us = g_get_monotonic_time() + PAUSE_LAG_US;
-    while (!vmsnap_libvirt_is_paused_by_error(watch->domain)) {
-        if (g_get_monotonic_time() >= deadline_us)
-            return;
-        g_usleep(PAUSE_POLL_US);
-    }
-    if (virDomainResume(watch->domain) == 0)
-        g_warning("the guest was paused by an I/O error for want of scratch space, and runs again");
-    else
-        g_warning("failed to resume domain '%s': %s; resume it with 'virsh resume'", virDomainGetName(watch->domain),
-                  virGetLastErrorMessage());
-}
-
-/* Readers first: what they read after the job has ended would be of the present. */
+/*
+ * Readers first: what they read after the job has ended would be of the present. The guest is resumed where it was
+ * paused: its failed writes are made again then, without a copy to scratch.
+ */
 static void job_end(VmsnapLibvirtWatch *watch) {
     VmsnapJob job = watch->options.job;
     job.connection = watch->connection;
+    job.pause_lag_ms = PAUSE_LAG_MS;
     g_autoptr(GError) error = NULL;
     watch->job_ended = vmsnap_libvirt_end_job(&job, &error) != VMSNAP_JOB_FAILED;
-    if (watch->job_ended)
-        guest_resume(watch);
-    else
+    watch->job_ended_us = g_get_monotonic_time();
+    if (!watch->job_ended)
         g_warning("%s; it is tried again", error->message);
 }
 
@@ -105,12 +98,18 @@ static void break_for_pause(VmsnapLibvirtWatch *watch) {
     job_end(watch);
 }
 
+/* A pause that comes soon after the end of the job is still about it; a later one is the guest's own. */
 static void guest_suspended(virConnectPtr connection, virDomainPtr domain, int event, int detail, void *user_data) {
     (void)connection;
-    (void)domain;
     VmsnapLibvirtWatch *watch = user_data;
-    if (event == VIR_DOMAIN_EVENT_SUSPENDED && detail == VIR_DOMAIN_EVENT_SUSPENDED_IOERROR && !watch->job_ended)
+    if (event != VIR_DOMAIN_EVENT_SUSPENDED || detail != VIR_DOMAIN_EVENT_SUSPENDED_IOERROR)
+        return;
+    g_autoptr(GError) error = NULL;
+    if (!watch->job_ended)
         break_for_pause(watch);
+    else if (watch->options.job.may_resume && g_get_monotonic_time() - watch->job_ended_us < LATE_PAUSE_US &&
+             !vmsnap_libvirt_resume(domain, PAUSE_LAG_MS, &error))
+        g_warning("%s", error->message);
 }
 
 static void threshold_passed(virConnectPtr connection, virDomainPtr domain, const char *device, const char *path,
@@ -143,7 +142,16 @@ static void thresholds_set(VmsnapLibvirtWatch *watch, const Usage *usage) {
         threshold_set(watch, xml, g_ptr_array_index(watch->snapshot->disks, i), usage->room_bytes);
 }
 
+static void callback_deregister(const VmsnapLibvirtWatch *watch, int *id) {
+    if (*id >= 0)
+        (void)virConnectDomainEventDeregisterAny(watch->connection, *id);
+    *id = -1;
+}
+
+/* A callback holds the connection. */
 static void disconnect(VmsnapLibvirtWatch *watch) {
+    callback_deregister(watch, &watch->lifecycle_id);
+    callback_deregister(watch, &watch->threshold_id);
     if (watch->domain)
         (void)virDomainFree(g_steal_pointer(&watch->domain));
     if (watch->connection)
@@ -151,10 +159,13 @@ static void disconnect(VmsnapLibvirtWatch *watch) {
 }
 
 static gboolean events_register(VmsnapLibvirtWatch *watch) {
-    return virConnectDomainEventRegisterAny(watch->connection, watch->domain, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-                                            VIR_DOMAIN_EVENT_CALLBACK(guest_suspended), watch, NULL) >= 0 &&
-           virConnectDomainEventRegisterAny(watch->connection, watch->domain, VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD,
-                                            VIR_DOMAIN_EVENT_CALLBACK(threshold_passed), watch, NULL) >= 0;
+    watch->lifecycle_id =
+        virConnectDomainEventRegisterAny(watch->connection, watch->domain, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                                         VIR_DOMAIN_EVENT_CALLBACK(guest_suspended), watch, NULL);
+    watch->threshold_id =
+        virConnectDomainEventRegisterAny(watch->connection, watch->domain, VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD,
+                                         VIR_DOMAIN_EVENT_CALLBACK(threshold_passed), watch, NULL);
+    return watch->lifecycle_id >= 0 && watch->threshold_id >= 0;
 }
 
 /* What happens while there is no connection is not told: a new one has to ask. */
@@ -177,13 +188,14 @@ static void reconnect(VmsnapLibvirtWatch *watch) {
     watch->thresholds_due = connected;
     if (!connected)
         disconnect(watch);
-    else if (vmsnap_libvirt_is_paused_by_error(watch->domain))
+    else if (watch->options.job.may_resume && vmsnap_libvirt_is_paused_by_error(watch->domain))
         break_for_pause(watch);
 }
 
 /* Returns: when to look again. */
 static int look_once(VmsnapLibvirtWatch *watch) {
     Usage usage = {0};
+    watch->options.settle(watch->options.settle_data);
     reconnect(watch);
     if (watch->job_ended)
         return -1;
@@ -192,8 +204,12 @@ static int look_once(VmsnapLibvirtWatch *watch) {
         job_end(watch);
         return MIN_INTERVAL_MS;
     }
-    if (!usage_take(watch, &usage))
+    if (!usage_take(watch, &usage)) {
+        if (++watch->blind_looks >= MAX_BLIND_LOOKS)
+            vmsnap_snapshot_break(watch->snapshot, "the scratch files are gone, or cannot be looked at");
         return MAX_INTERVAL_MS;
+    }
+    watch->blind_looks = 0;
     if (usage.room_bytes == 0) {
         break_for_room(watch, &usage);
         return MIN_INTERVAL_MS;
@@ -224,6 +240,7 @@ VmsnapLibvirtWatch *vmsnap_libvirt_watch_new(VmsnapSnapshot *snapshot, const Vms
     VmsnapLibvirtWatch *watch = g_new0(VmsnapLibvirtWatch, 1);
     watch->snapshot = snapshot;
     watch->options = *options;
+    watch->lifecycle_id = watch->threshold_id = -1;
     (void)virEventRegisterDefaultImpl();
     watch->timer = virEventAddTimeout(0, look, watch, NULL);
     watch->thread = vmsnap_thread_try_new("vmsnap-watch", watch_run, watch, error);

@@ -11,10 +11,11 @@
 typedef struct VmsnapLibvirtWatch VmsnapLibvirtWatch;
 
 typedef struct {
-    VmsnapJob job;          /* its strings must outlive the watch; its connection is not used */
-    uint64_t reserve_bytes; /* what scratch must leave free */
-    uint64_t max_bytes;     /* what scratch may use, or 0 for no limit */
-    gboolean may_resume;    /* the guest was not paused by an I/O error before the job */
+    VmsnapJob job;                      /* its strings must outlive the watch; its connection is not used */
+    uint64_t reserve_bytes;             /* what scratch must leave free */
+    uint64_t max_bytes;                 /* what scratch may use, or 0 for no limit */
+    void (*settle)(gpointer user_data); /* called at each look, on the watch's thread */
+    gpointer settle_data;
 } VmsnapLibvirtWatchOptions;
 
 /**

@@ -18,6 +18,8 @@
 #define SUFFIX ".json"
 /* Of a file that nobody may read yet. */
 #define UNFINISHED_SUFFIX ".json.new"
+#define LOCK_TRIES 5
+#define LOCK_PAUSE_US 2000
 /* Far more than any record: what is larger is not one. */
 #define MAX_RECORD_BYTES ((size_t)64 << 10)
 
@@ -78,6 +80,8 @@ static char *record_to_text(const VmsnapRecord *record) {
     json_builder_add_boolean_value(json, record->job);
     json_builder_set_member_name(json, "frozen");
     json_builder_add_boolean_value(json, record->frozen);
+    json_builder_set_member_name(json, "resume");
+    json_builder_add_boolean_value(json, record->resume);
     json_builder_end_object(json);
     g_autoptr(JsonNode) root = json_builder_get_root(json);
     return json_to_string(root, TRUE);
@@ -116,6 +120,7 @@ static VmsnapRecord *record_from_text(const char *text, GError **error) {
     record->timeout_ms = (int)int_member(object, "timeout-ms");
     record->job = boolean_member(object, "job");
     record->frozen = boolean_member(object, "frozen");
+    record->resume = boolean_member(object, "resume");
     return record;
 }
 
@@ -199,9 +204,11 @@ gboolean vmsnap_record_publish(int fd, const VmsnapRecord *record, GError **erro
     return published;
 }
 
-void vmsnap_record_update(int fd, const VmsnapRecord *record) {
-    if (!record_store(fd, record))
-        g_warning("failed to note the state of snapshot %s: %s", record->uuid, g_strerror(errno));
+gboolean vmsnap_record_update(int fd, const VmsnapRecord *record) {
+    if (record_store(fd, record))
+        return TRUE;
+    g_warning("failed to note the state of snapshot %s: %s", record->uuid, g_strerror(errno));
+    return FALSE;
 }
 
 void vmsnap_record_remove(const char *uuid) {
@@ -218,9 +225,43 @@ gboolean vmsnap_record_is_known(const char *uuid) {
     return access(unfinished, F_OK) == 0 || access(path, F_OK) == 0;
 }
 
+gboolean vmsnap_record_is_published(int fd) {
+    struct stat status;
+    return fstat(fd, &status) != 0 || status.st_size > 0;
+}
+
 gboolean vmsnap_record_exists(int fd) {
     struct stat status;
     return fstat(fd, &status) == 0 && status.st_nlink > 0;
+}
+
+/* One that was never published belongs to nobody who has begun anything. Called with the directory locked. */
+static void unfinished_remove(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return;
+    if (!vmsnap_record_is_held(fd))
+        (void)unlink(path);
+    (void)close(fd);
+}
+
+/* Returns: (transfer full): the paths of all published records. */
+static GPtrArray *records_list(void) {
+    GPtrArray *paths = g_ptr_array_new_with_free_func(g_free);
+    g_autofree char *runtime = vmsnap_dirs_get_runtime();
+    int directory_fd = directory_lock();
+    g_autoptr(GDir) directory = directory_fd >= 0 ? g_dir_open(runtime, 0, NULL) : NULL;
+    const char *name;
+    while (directory && (name = g_dir_read_name(directory))) {
+        g_autofree char *path = g_build_filename(runtime, name, NULL);
+        if (g_str_has_suffix(name, SUFFIX))
+            g_ptr_array_add(paths, g_steal_pointer(&path));
+        else if (g_str_has_suffix(name, UNFINISHED_SUFFIX))
+            unfinished_remove(path);
+    }
+    if (directory_fd >= 0)
+        (void)close(directory_fd);
+    return paths;
 }
 
 typedef gboolean (*RecordMatchFunc)(const VmsnapRecord *record, int fd, const char *value);
@@ -271,6 +312,11 @@ static gboolean matches_living_mount_point(const VmsnapRecord *record, int fd, c
     return matches_mount_point(record, fd, mount_point) && vmsnap_record_is_held(fd);
 }
 
+static gboolean matches_uuid(const VmsnapRecord *record, int fd, const char *uuid) {
+    (void)fd;
+    return g_strcmp0(record->uuid, uuid) == 0;
+}
+
 static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *socket) {
     (void)fd;
     return g_strcmp0(record->socket, socket) == 0;
@@ -280,8 +326,9 @@ static gboolean is_of_machine(const VmsnapRecord *record, const char *machine) {
     return g_strcmp0(record->machine, machine) == 0 || g_strcmp0(record->machine_uuid, machine) == 0;
 }
 
+/* Who only waits for an agent to thaw is in nobody's way. */
 static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const char *machine) {
-    return is_of_machine(record, machine) && vmsnap_record_is_held(fd);
+    return is_of_machine(record, machine) && (!record->outcome || record->job) && vmsnap_record_is_held(fd);
 }
 
 gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error) {
@@ -297,10 +344,26 @@ gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_
     return FALSE;
 }
 
-VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd) {
+VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, const char *uuid, int *ret_fd) {
     *ret_fd = -1;
+    if (uuid)
+        return record_find(matches_uuid, uuid, ret_fd);
     VmsnapRecord *living = record_find(matches_living_mount_point, mount_point, ret_fd);
     return living ? living : record_find(matches_mount_point, mount_point, ret_fd);
+}
+
+guint vmsnap_record_count_by_mount_point(const char *mount_point) {
+    guint count = 0;
+    g_autoptr(GPtrArray) paths = records_list();
+    for (guint i = 0; i < paths->len; i++) {
+        int fd = -1;
+        g_autoptr(VmsnapRecord) record = record_load(g_ptr_array_index(paths, i), &fd);
+        if (record && matches_living_mount_point(record, fd, mount_point))
+            count++;
+        if (fd >= 0)
+            (void)close(fd);
+    }
+    return count;
 }
 
 VmsnapRecord *vmsnap_record_find_by_socket(const char *socket, gboolean *ret_alive) {
@@ -324,6 +387,16 @@ static gboolean dead_filter_matches(const DeadFilter *filter, const VmsnapRecord
            (filter->mount_point && g_strcmp0(record->mount_point, filter->mount_point) == 0);
 }
 
+/* Somebody may just be asking whether it is held, which he does with a lock. */
+static gboolean record_lock(int fd) {
+    for (unsigned i = 0; i < LOCK_TRIES; i++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+            return vmsnap_record_exists(fd);
+        g_usleep(LOCK_PAUSE_US);
+    }
+    return FALSE;
+}
+
 /*
  * Who only looks at a record must not lock it, or hide it from others who want it.
  * Returns: what holds the record at @path, or -1 if somebody else does, or it is not one of those, or gone.
@@ -331,43 +404,13 @@ static gboolean dead_filter_matches(const DeadFilter *filter, const VmsnapRecord
 static int record_take_dead(const char *path, const DeadFilter *filter, VmsnapRecord **ret_record) {
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     g_autoptr(VmsnapRecord) record = fd >= 0 ? vmsnap_record_read(fd, NULL) : NULL;
-    if (record && record->uuid && dead_filter_matches(filter, record) && flock(fd, LOCK_EX | LOCK_NB) == 0 &&
-        vmsnap_record_exists(fd)) {
+    if (record && record->uuid && dead_filter_matches(filter, record) && record_lock(fd)) {
         *ret_record = g_steal_pointer(&record);
         return fd;
     }
     if (fd >= 0)
         (void)close(fd);
     return -1;
-}
-
-/* One that was never published belongs to nobody who has begun anything. Called with the directory locked. */
-static void unfinished_remove(const char *path) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0)
-        return;
-    if (!vmsnap_record_is_held(fd))
-        (void)unlink(path);
-    (void)close(fd);
-}
-
-/* Returns: (transfer full): the paths of all published records. */
-static GPtrArray *records_list(void) {
-    GPtrArray *paths = g_ptr_array_new_with_free_func(g_free);
-    g_autofree char *runtime = vmsnap_dirs_get_runtime();
-    int directory_fd = directory_lock();
-    g_autoptr(GDir) directory = directory_fd >= 0 ? g_dir_open(runtime, 0, NULL) : NULL;
-    const char *name;
-    while (directory && (name = g_dir_read_name(directory))) {
-        g_autofree char *path = g_build_filename(runtime, name, NULL);
-        if (g_str_has_suffix(name, SUFFIX))
-            g_ptr_array_add(paths, g_steal_pointer(&path));
-        else if (g_str_has_suffix(name, UNFINISHED_SUFFIX))
-            unfinished_remove(path);
-    }
-    if (directory_fd >= 0)
-        (void)close(directory_fd);
-    return paths;
 }
 
 gboolean vmsnap_record_visit_dead(const char *machine, const char *mount_point, VmsnapRecordFunc visit,

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 /* With less than this beside the reserve a snapshot would not outlive its first minute. */
@@ -59,9 +60,20 @@ char *vmsnap_scratch_choose(const char *base_dir, const char *uuid, uint64_t res
     return g_build_filename(base, name, NULL);
 }
 
-static gboolean is_orphan(const char *name) {
+static gint64 boot_time_s(void) {
+    struct timespec up = {0};
+    (void)clock_gettime(CLOCK_BOOTTIME, &up);
+    return g_get_real_time() / G_USEC_PER_SEC - up.tv_sec;
+}
+
+/* Where records are lost but the host was not, as in another container, what it belongs to may live. */
+static gboolean is_orphan(const char *base, const char *name) {
     const char *uuid = g_str_has_prefix(name, NAME_PREFIX) ? name + strlen(NAME_PREFIX) : "";
-    return g_uuid_string_is_valid(uuid) && !vmsnap_record_is_known(uuid);
+    if (!g_uuid_string_is_valid(uuid) || vmsnap_record_is_known(uuid))
+        return FALSE;
+    g_autofree char *path = g_build_filename(base, name, NULL);
+    struct stat status;
+    return lstat(path, &status) == 0 && status.st_mtime < boot_time_s();
 }
 
 gboolean vmsnap_scratch_sweep(GError **error) {
@@ -72,7 +84,7 @@ gboolean vmsnap_scratch_sweep(GError **error) {
     g_autoptr(GDir) directory = g_dir_open(base, 0, NULL);
     const char *name;
     while (directory && (name = g_dir_read_name(directory))) {
-        if (!is_orphan(name))
+        if (!is_orphan(base, name))
             continue;
         g_autofree char *path = g_build_filename(base, name, NULL);
         if (vmsnap_dirs_remove_private(path, first_error ? NULL : &first_error))

@@ -12,14 +12,16 @@
 /* For what is done beside waiting for libvirt. */
 #define GRACE_MS 3000
 
+/* The guest first: to look at a mount point may take long, if it lies on another filesystem that hangs. */
 gboolean vmsnap_cleanup_record(int fd, VmsnapRecord *record, GError **error) {
+    gboolean recovered = vmsnap_snapshot_recover(fd, record, error);
     if (record->mount_point) {
         vmsnap_mount_point_clear_dead(record->mount_point);
         /* After a lazy unmount, somebody else may have mounted there. */
         if (!vmsnap_mount_point_is_vmsnap(record->mount_point))
             vmsnap_utab_remove(record->mount_point);
     }
-    return vmsnap_snapshot_recover(fd, record, error);
+    return recovered && vmsnap_snapshot_remove_left(fd, record, error);
 }
 
 /* A clean-up that somebody waits for, but no longer than the timeout of the record that it is at. */
@@ -96,8 +98,14 @@ gboolean vmsnap_cleanup_dead_in_time(const char *machine, const char *mount_poin
 
 int vmsnap_cleanup_main(const char *machine) {
     g_autoptr(GError) error = NULL;
-    if (vmsnap_cleanup_dead_in_time(machine, NULL, &error) &&
-        (machine ? vmsnap_record_machine_is_free(machine, machine, &error) : vmsnap_scratch_sweep(&error)))
+    if (!vmsnap_cleanup_dead_in_time(machine, NULL, &error) || (!machine && !vmsnap_scratch_sweep(&error)))
+        return vmsnap_report_error(error);
+    if (!machine || vmsnap_record_machine_is_free(machine, machine, NULL))
         return EXIT_SUCCESS;
+    g_set_error(
+        &error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+        "failed to clear up after domain '%s': its mount lives, or its guardian is still at it; unmount it, or see "
+        "'journalctl -t vmsnap'",
+        machine);
     return vmsnap_report_error(error);
 }

@@ -257,9 +257,12 @@ static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter 
         result = vmsnap_session_run(session, readiness_tell, &readiness, error);
     if (result >= 0 && !readiness.ready)
         set_interrupted_error(snapshot->machine, error);
-    /* Who unmounts may send a signal, too, which may come first: then nobody stopped it. */
+    /*
+     * Who unmounts may send a signal, too, which may come first: then nobody stopped it. And a forced unmount looks
+     * like any other, but for the mount that is still there.
+     */
     gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
-    *ret_aborted = (result != 0 && was_mounted) || !readiness.wanted;
+    *ret_aborted = was_mounted || !readiness.wanted;
     return result >= 0 && readiness.ready;
 }
 
@@ -287,8 +290,11 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     }
     g_autoptr(GError) end_error = NULL;
     (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);
-    if (!served)
+    if (!served) {
+        if (end_error)
+            g_warning("%s", end_error->message);
         return vmsnap_report_error(error);
+    }
     tell_ended(snapshot, aborted, end_error);
     return end_error ? VMSNAP_EXIT_FAILED : 0;
 }

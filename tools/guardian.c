@@ -34,17 +34,28 @@ static void requests_serve(const VmsnapGuardian *guardian, int fd) {
     }
 }
 
+/* Returns: (transfer full): the record; or NULL with @error set; or NULL without, if nothing was begun. */
+static VmsnapRecord *record_read(const VmsnapGuardian *guardian, GError **error) {
+    if (vmsnap_record_is_published(guardian->record_fd))
+        return vmsnap_record_read(guardian->record_fd, error);
+    vmsnap_record_remove(guardian->uuid);
+    return NULL;
+}
+
 /* A guest must not be left with a job or frozen, however long it takes: everything else is tried once. */
 static int left_clear(const VmsnapGuardian *guardian) {
-    g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
-    if (!record || !record->uuid) {
-        vmsnap_record_remove(guardian->uuid);
-        return EXIT_SUCCESS;
+    g_autoptr(GError) read_error = NULL;
+    g_autoptr(VmsnapRecord) record = record_read(guardian, &read_error);
+    if (!record) {
+        if (read_error)
+            g_warning("%s", read_error->message);
+        return read_error ? EXIT_FAILURE : EXIT_SUCCESS;
     }
     vmsnap_report_set_subject(record->uuid, record->machine, record->mount_point);
     gboolean died = !record->outcome;
     if (died)
         g_warning("the daemon (process %d) died; clearing up after it", (int)record->pid);
+    g_autofree char *last_message = NULL;
     for (unsigned pause_s = MIN_PAUSE_S;; pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
         g_autoptr(GError) error = NULL;
         if (vmsnap_cleanup_record(guardian->record_fd, record, &error)) {
@@ -52,7 +63,10 @@ static int left_clear(const VmsnapGuardian *guardian) {
                 g_message("all that it had left is cleared");
             return EXIT_SUCCESS;
         }
-        g_warning("%s", error->message);
+        if (g_strcmp0(error->message, last_message) != 0)
+            g_warning("%s", error->message);
+        g_free(last_message);
+        last_message = g_strdup(error->message);
         if (!record->job && !record->frozen)
             return EXIT_FAILURE;
         (void)sleep(pause_s);
@@ -121,12 +135,10 @@ gboolean vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id) {
  */
 static gboolean finish_without_guardian(const VmsnapGuardian *guardian) {
     g_autoptr(GError) error = NULL;
-    g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
-    if (!record || !record->uuid) {
-        vmsnap_record_remove(guardian->uuid);
+    g_autoptr(VmsnapRecord) record = record_read(guardian, &error);
+    if (!record && !error)
         return TRUE;
-    }
-    if (vmsnap_cleanup_record(guardian->record_fd, record, &error))
+    if (record && vmsnap_cleanup_record(guardian->record_fd, record, &error))
         return TRUE;
     g_warning("the guardian was killed; %s; clear it with 'mount.vmsnap --cleanup'", error->message);
     return FALSE;

@@ -27,31 +27,33 @@ gboolean vmsnap_mount_point_is_vmsnap(const char *path) {
 }
 
 /* The kernel's table tells that without a look at the path, which might wait for automount, or mount it again. */
-static gboolean is_in_place(const char *path, uint64_t mount_id) {
+static gboolean is_on_top(const char *path, uint64_t mount_id) {
     struct libmnt_table *table = mnt_new_table_from_file(MOUNTS);
-    struct libmnt_iter *iterator = mnt_new_iter(MNT_ITER_BACKWARD);
-    struct libmnt_fs *fs = NULL;
-    gboolean found = FALSE;
-    while (table && iterator && !found && mnt_table_next_fs(table, iterator, &fs) == 0)
-        found = (uint64_t)mnt_fs_get_id(fs) == mount_id && g_strcmp0(mnt_fs_get_target(fs), path) == 0;
-    mnt_free_iter(iterator);
+    struct libmnt_fs *fs = table ? mnt_table_find_target(table, path, MNT_ITER_BACKWARD) : NULL;
+    gboolean found = fs && (uint64_t)mnt_fs_get_id(fs) == mount_id;
     mnt_unref_table(table);
     return found;
 }
 
 static gboolean unmount_lazily(const char *path) {
     const char *argv[] = {"fusermount3", "-u", "-z", "-q", "--", path, NULL};
-    gboolean unmounted = geteuid() == 0 ? umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0
-                                        : g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL,
-                                                       NULL, NULL, NULL);
+    g_autoptr(GError) error = NULL;
+    int status = 0;
+    gboolean unmounted = FALSE;
+    if (geteuid() != 0)
+        unmounted =
+            g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, &status, &error) &&
+            g_spawn_check_wait_status(status, &error);
+    else
+        unmounted = umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0;
     if (!unmounted)
-        g_warning("failed to unmount '%s': %s", path, g_strerror(errno));
+        g_warning("failed to unmount '%s': %s", path, error ? error->message : g_strerror(errno));
     return unmounted;
 }
 
 /* libfuse's own unmount closes the descriptor that replies go to, and leaves an aborted mount in its place. */
 gboolean vmsnap_mount_point_detach(const char *path, uint64_t mount_id) {
-    if (mount_id == 0 || !is_in_place(path, mount_id))
+    if (mount_id == 0 || !is_on_top(path, mount_id))
         return FALSE;
     (void)unmount_lazily(path);
     return TRUE;

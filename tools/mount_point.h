@@ -30,8 +30,8 @@ gboolean vmsnap_mount_point_check_fuse(const char *mount_point, gboolean allow_o
  * @path: canonical
  * @mount_id: the kernel's number of a mount, or 0 for none
  *
- * Takes the mount away if it is still on @path; whoever has files open keeps them. Warns if it cannot. Returns: whether
- * it was still there.
+ * Takes the mount away if it is still on top of @path; whoever has files open keeps them. Warns if it cannot. Returns:
+ * whether it was still there.
  */
 gboolean vmsnap_mount_point_detach(const char *path, uint64_t mount_id);
 

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/pidfd.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 /* For what the daemon does beside waiting for libvirt. */
@@ -55,9 +56,11 @@ static gboolean arguments_parse(int argc, char **argv, Arguments *ret_arguments,
     return FALSE;
 }
 
+/* A forced unmount fails all requests, but the files that are open keep the mount: it is dead, and can be detached. */
 static gboolean unmount_as_root(const char *mount_point, const Arguments *arguments, GError **error) {
     int flags = UMOUNT_NOFOLLOW | (arguments->lazy ? MNT_DETACH : 0) | (arguments->force ? MNT_FORCE : 0);
-    if (umount2(mount_point, flags) == 0)
+    if (umount2(mount_point, flags) == 0 ||
+        (arguments->force && errno == EBUSY && umount2(mount_point, UMOUNT_NOFOLLOW | MNT_DETACH) == 0))
         return TRUE;
     const char *remedy = errno == EBUSY ? "; see who uses it with 'fuser -vm', or detach it with umount -l" : "";
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to unmount '%s': %s%s", mount_point,
@@ -180,17 +183,26 @@ static int daemon_open(const VmsnapRecord *record, int record_fd) {
     return !record->outcome && vmsnap_record_is_held(record_fd) ? pidfd_open(record->pid, 0) : -1;
 }
 
+/* realpath() fails below a dead daemon; umount(8) gives canonical paths anyway. */
+static char *mount_point_resolve(const char *path) {
+    char *resolved = realpath(path, NULL);
+    char *mount_point = resolved ? g_strdup(resolved) : g_canonicalize_filename(path, NULL);
+    free(resolved);
+    return mount_point;
+}
+
+/* The daemon is asked only where it must be, since it may hang. */
+static VmsnapRecord *record_find(const char *mount_point, int *ret_fd) {
+    char uuid[64] = "";
+    gboolean ambiguous = vmsnap_record_count_by_mount_point(mount_point) > 1;
+    gboolean told = ambiguous && getxattr(mount_point, "user.vmsnap.uuid", uuid, sizeof uuid - 1) > 0;
+    return vmsnap_record_find_by_mount_point(mount_point, told ? uuid : NULL, ret_fd);
+}
+
 static gboolean run(const Arguments *arguments, GError **error) {
-    /* realpath() fails below a dead daemon; umount(8) gives canonical paths anyway. */
-    g_autofree char *mount_point = g_canonicalize_filename(arguments->operands[0], NULL);
-    char *resolved = realpath(mount_point, NULL);
-    if (resolved) {
-        g_free(mount_point);
-        mount_point = g_strdup(resolved);
-        free(resolved);
-    }
+    g_autofree char *mount_point = mount_point_resolve(arguments->operands[0]);
     int record_fd = -1;
-    g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point(mount_point, &record_fd);
+    g_autoptr(VmsnapRecord) record = record_find(mount_point, &record_fd);
     int pid_fd = record ? daemon_open(record, record_fd) : -1;
     gboolean ended = unmount_and_wait(mount_point, arguments, record, record_fd, pid_fd, error);
     if (pid_fd >= 0)

@@ -16,7 +16,8 @@
  * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too.
  * - vmsnap_snapshot_end() leaves the machine as it was: no job, and nothing frozen. It is called once, and when it
  *   returns every callback has been called. What is left on this host, scratch and socket, is named by the record, and
- *   vmsnap_snapshot_recover() removes it, as it does after a process that could not end its snapshot.
+ *   vmsnap_snapshot_remove_left() removes it. vmsnap_snapshot_recover() does the rest after a process that could not
+ * end its snapshot.
  */
 #pragma once
 
@@ -188,18 +189,25 @@ gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError 
  * @fd: holds the record
  * @record: is changed as things are cleared
  *
- * Clears what a snapshot has left that nobody serves any more: first in the machine, if it was not ended, then the
- * directories on this host, then the record itself. Blocks. Returns: FALSE with @error set if something is left: then
- * the record stays and tells what. It may be tried again.
+ * Clears in the machine what a snapshot has left that nobody serves any more, if it was not ended. Blocks. Returns:
+ * FALSE with @error set if something is left: the record tells what. It may be tried again.
  */
 gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error);
 
 /**
+ * vmsnap_snapshot_remove_left:
+ *
+ * When all is cleared in the machine, removes the directories on this host, and then the record. Returns: FALSE with
+ * @error set if something is left: then the record stays. It may be tried again.
+ */
+gboolean vmsnap_snapshot_remove_left(int fd, VmsnapRecord *record, GError **error);
+
+/**
  * vmsnap_scratch_sweep:
  *
- * Removes scratch directories in the default place that have no record: a record goes last, unless the host crashes,
- * which loses all records. An ordinary user's default place may be shared with other hosts, and is left alone. Returns:
- * FALSE with
+ * Removes scratch directories in the default place that are older than this boot and have no record: a record goes
+ * last, unless the host crashes, which loses all records. An ordinary user's default place may be shared with other
+ * hosts, and is left alone. Returns: FALSE with
  * @error set if one could not be removed.
  */
 gboolean vmsnap_scratch_sweep(GError **error);

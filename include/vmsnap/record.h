@@ -28,6 +28,7 @@ typedef struct {
     int timeout_ms;    /* for libvirt to end the job */
     gboolean job;      /* it may run: TRUE from just before begin until it is known to be gone */
     gboolean frozen;   /* filesystems in the guest may be frozen by us */
+    gboolean resume;   /* the guest was not paused by an I/O error before, so that it may be resumed if it is */
     char *outcome;     /* NULL until the end */
     char *reason;      /* of an outcome that is not well */
 } VmsnapRecord;
@@ -60,8 +61,8 @@ int vmsnap_record_open(const char *uuid, GError **error);
  */
 gboolean vmsnap_record_publish(int fd, const VmsnapRecord *record, GError **error);
 
-/** Writes what has changed. Warns if it cannot. */
-void vmsnap_record_update(int fd, const VmsnapRecord *record);
+/** Writes what has changed. Returns: FALSE, after a warning, if it cannot. */
+gboolean vmsnap_record_update(int fd, const VmsnapRecord *record);
 
 /** Returns: (transfer full): what a record's file says, or NULL with @error set. */
 VmsnapRecord *vmsnap_record_read(int fd, GError **error);
@@ -72,6 +73,9 @@ void vmsnap_record_remove(const char *uuid);
 /** Returns: whether there is a record of a snapshot, published or not. What belongs to none is nobody's any more. */
 gboolean vmsnap_record_is_known(const char *uuid);
 
+/** Returns: whether a record has been published, so that it says something. */
+gboolean vmsnap_record_is_published(int fd);
+
 /** Returns: whether the file of a record is still there. */
 gboolean vmsnap_record_exists(int fd);
 
@@ -80,11 +84,15 @@ gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_
 
 /**
  * vmsnap_record_find_by_mount_point:
+ * @uuid: of the snapshot that is mounted there now, or NULL: after a lazy unmount, there may be several
  * @ret_fd: a descriptor of the record, belongs to the caller; -1 if there is none
  *
  * Returns: (transfer full): the record of a mount point, a living one rather than a dead one, or NULL.
  */
-VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, int *ret_fd);
+VmsnapRecord *vmsnap_record_find_by_mount_point(const char *mount_point, const char *uuid, int *ret_fd);
+
+/** Returns: how many living records there are of a mount point: more than one after a lazy unmount. */
+guint vmsnap_record_count_by_mount_point(const char *mount_point);
 
 /**
  * vmsnap_record_find_by_socket:

@@ -65,7 +65,7 @@ static int record_write(const VmsnapRecord *record) {
 
 static gboolean is_found(const char *mount_point) {
     int fd = -1;
-    g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point(mount_point, &fd);
+    g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point(mount_point, NULL, &fd);
     g_assert_cmpint(record != NULL, ==, fd >= 0);
     gboolean alive = fd >= 0 && vmsnap_record_is_held(fd);
     if (fd >= 0)
@@ -133,7 +133,7 @@ static VmsnapRecord *full_record(void) {
 static void test_what_is_written_is_found(void) {
     g_autoptr(VmsnapRecord) record = full_record();
     int fd = record_write(record), found_fd = -1;
-    g_autoptr(VmsnapRecord) by_mount = vmsnap_record_find_by_mount_point(record->mount_point, &found_fd);
+    g_autoptr(VmsnapRecord) by_mount = vmsnap_record_find_by_mount_point(record->mount_point, NULL, &found_fd);
     g_autoptr(VmsnapRecord) by_socket = find_by_socket(record->socket);
     g_assert_nonnull(by_mount);
     g_assert_nonnull(by_socket);
@@ -147,7 +147,7 @@ static void test_what_is_written_is_found(void) {
 
 static void test_nothing_else_is_found(void) {
     int fd = -1;
-    g_assert_null(vmsnap_record_find_by_mount_point("/mnt", &fd));
+    g_assert_null(vmsnap_record_find_by_mount_point("/mnt", NULL, &fd));
     g_assert_cmpint(fd, ==, -1);
     g_assert_null(find_by_socket("/run/nbd.sock"));
     g_autoptr(VmsnapRecord) record = record_of(UUID_A, "/mnt/a");
@@ -163,7 +163,7 @@ static void test_nothing_else_is_found(void) {
 static void test_each_of_several_is_found(void) {
     g_autoptr(VmsnapRecord) a = record_of(UUID_A, "/mnt/a"), b = record_of(UUID_B, "/mnt/b");
     int fd_a = record_write(a), fd_b = record_write(b), found_fd = -1;
-    g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt/b", &found_fd);
+    g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt/b", NULL, &found_fd);
     g_assert_cmpstr(found->uuid, ==, UUID_B);
     (void)close(found_fd);
     record_end(fd_b, b, FALSE);
@@ -237,7 +237,7 @@ static void test_who_waits_learns_the_outcome(void) {
         g_autoptr(VmsnapRecord) record = record_of(UUID_A, "/mnt");
         int fd = record_write(record);
         Waiter waiter = {.waiting = TRUE};
-        vmsnap_record_free(vmsnap_record_find_by_mount_point("/mnt", &waiter.fd));
+        vmsnap_record_free(vmsnap_record_find_by_mount_point("/mnt", NULL, &waiter.fd));
         GThread *thread = g_thread_new("waiter", wait_for_end, &waiter);
         g_usleep(20000);
         g_assert_true(g_atomic_int_get(&waiter.waiting));
@@ -258,7 +258,7 @@ static void test_several_may_wait(void) {
     GThread *threads[4];
     for (size_t i = 0; i < G_N_ELEMENTS(waiters); i++) {
         waiters[i].waiting = TRUE;
-        vmsnap_record_free(vmsnap_record_find_by_mount_point("/mnt", &waiters[i].fd));
+        vmsnap_record_free(vmsnap_record_find_by_mount_point("/mnt", NULL, &waiters[i].fd));
         threads[i] = g_thread_new("waiter", wait_for_end, &waiters[i]);
     }
     record->outcome = g_strdup("complete");
@@ -285,7 +285,7 @@ static void test_a_holder_that_dies_has_no_outcome(void) {
     char byte;
     g_assert_cmpint(read(ready[0], &byte, 1), ==, 1);
     Waiter waiter = {.waiting = TRUE};
-    g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt", &waiter.fd);
+    g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt", NULL, &waiter.fd);
     g_assert_nonnull(found);
     g_assert_cmpint(found->pid, ==, pid);
     GThread *thread = g_thread_new("waiter", wait_for_end, &waiter);
@@ -315,7 +315,7 @@ static void test_the_living_one_is_found_beside_dead_ones(void) {
     leave_a_dead_record("ffffffff-0000-4000-8000-000000000000", "/mnt");
     g_autoptr(VmsnapRecord) record = record_of(UUID_A, "/mnt");
     int fd = record_write(record), found_fd = -1;
-    g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt", &found_fd);
+    g_autoptr(VmsnapRecord) found = vmsnap_record_find_by_mount_point("/mnt", NULL, &found_fd);
     g_assert_cmpstr(found->uuid, ==, UUID_A);
     (void)close(found_fd);
     record_end(fd, record, FALSE);
@@ -728,7 +728,7 @@ static void test_what_a_record_does_not_say_is_unknown(void) {
     write_file(UUID_A ".json", "{\"uuid\":\"" UUID_A "\",\"mount-point\":\"/mnt\",\"colour\":[1,{}],\"job\":\"yes\"}",
                -1);
     int fd = -1;
-    g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point("/mnt", &fd);
+    g_autoptr(VmsnapRecord) record = vmsnap_record_find_by_mount_point("/mnt", NULL, &fd);
     g_assert_nonnull(record);
     g_assert_cmpstr(record->uuid, ==, UUID_A);
     g_assert_null(record->backend);
