@@ -77,13 +77,13 @@ static void check_outcome(const Left *left, const char *outcome, const char *rea
         g_assert_null(read->reason);
 }
 
-static gboolean left_clear(int fd, VmsnapRecord *record, GError **error) {
+static gboolean all_clear(int fd, VmsnapRecord *record, GError **error) {
     return vmsnap_snapshot_recover(fd, record, error) && vmsnap_snapshot_remove_left(fd, record, error);
 }
 
 static void check_recovers(Left *left) {
     g_autoptr(GError) error = NULL;
-    gboolean recovered = left_clear(left->fd, left->record, &error);
+    gboolean recovered = all_clear(left->fd, left->record, &error);
     g_assert_no_error(error);
     g_assert_true(recovered);
     g_assert_false(vmsnap_record_exists(left->fd));
@@ -95,13 +95,13 @@ static void check_recovers(Left *left) {
 
 static void check_stays(Left *left, const char *says) {
     g_autoptr(GError) error = NULL;
-    g_assert_false(left_clear(left->fd, left->record, &error));
+    g_assert_false(all_clear(left->fd, left->record, &error));
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     g_assert_null(strchr(error->message, '\n'));
     g_assert_nonnull(strstr(error->message, says));
     g_assert_true(vmsnap_record_exists(left->fd));
     /* Nobody has to ask why. */
-    g_assert_false(left_clear(left->fd, left->record, NULL));
+    g_assert_false(all_clear(left->fd, left->record, NULL));
 }
 
 static void test_files_and_record_go(void) {
