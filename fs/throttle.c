@@ -5,6 +5,8 @@
  * next waits until that is paid. Reads that must wait stand in a queue, which one thread serves; the first of them
  * makes it.
  *
+ * A broken snapshot answers no read any more: it says so at once, also to those that wait.
+ *
  * The lock is not held while a disk is read.
  */
 #include "throttle.h"
@@ -14,6 +16,8 @@
 /* One read may need the tokens of this much of a second. */
 #define MAX_READ_US (G_USEC_PER_SEC / 8)
 #define READ_ALIGNMENT_BYTES 4096
+/* How often the thread looks, at least, whether the snapshot broke. */
+#define LOOK_US (G_USEC_PER_SEC / 2)
 
 typedef struct {
     GList link; /* its data is the read */
@@ -45,16 +49,17 @@ static void refill_locked(VmsnapThrottle *throttle) {
 }
 
 /* Returns: whether a read may begin, which is then paid for; or else when to try again. */
-static gboolean pay_locked(VmsnapThrottle *throttle, size_t length, gint64 *ret_next_us) {
-    if (throttle->bytes_per_s == 0 || throttle->stopped)
+static gboolean pay_locked(VmsnapThrottle *throttle, const Read *read, gint64 *ret_next_us) {
+    if (throttle->bytes_per_s == 0 || throttle->stopped || vmsnap_snapshot_is_broken(read->disk->snapshot))
         return TRUE;
     refill_locked(throttle);
     gboolean allowed = throttle->tokens > 0;
-    if (allowed)
-        throttle->tokens -= (double)length;
-    else
-        *ret_next_us =
-            throttle->last_refill_us + 1 + (gint64)(-throttle->tokens * G_USEC_PER_SEC / (double)throttle->bytes_per_s);
+    if (allowed) {
+        throttle->tokens -= (double)read->length;
+    } else {
+        double owed_us = -throttle->tokens * G_USEC_PER_SEC / (double)throttle->bytes_per_s;
+        *ret_next_us = throttle->last_refill_us + 1 + (gint64)MIN(owed_us, LOOK_US);
+    }
     return allowed;
 }
 
@@ -71,7 +76,7 @@ static gpointer throttle_run(gpointer data) {
         Read *read = g_queue_peek_head(&throttle->waiting);
         if (!read) {
             g_cond_wait(&throttle->changed, &throttle->lock);
-        } else if (!pay_locked(throttle, read->length, &next_us)) {
+        } else if (!pay_locked(throttle, read, &next_us)) {
             (void)g_cond_wait_until(&throttle->changed, &throttle->lock, next_us);
         } else {
             g_queue_unlink(&throttle->waiting, &read->link);
@@ -150,7 +155,7 @@ void vmsnap_throttle_read(VmsnapThrottle *throttle, VmsnapDisk *disk, void *buff
     gint64 next_us;
     g_mutex_lock(&throttle->lock);
     gboolean at_once =
-        throttle->stopped || (g_queue_is_empty(&throttle->waiting) && pay_locked(throttle, length, &next_us));
+        throttle->stopped || (g_queue_is_empty(&throttle->waiting) && pay_locked(throttle, read, &next_us));
     /* Too fast is better than not at all, should the system have no thread to give. */
     if (!at_once && !throttle->thread)
         throttle->thread = g_thread_try_new("vmsnap-throttle", throttle_run, throttle, NULL);

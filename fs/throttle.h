@@ -25,7 +25,8 @@ size_t vmsnap_throttle_get_max_read_bytes(const VmsnapThrottle *throttle);
  * vmsnap_throttle_read:
  * @throttle: or NULL for no limit
  *
- * As vmsnap_disk_read(), at once or when the limit allows it, in the order of the calls. Any thread.
+ * As vmsnap_disk_read(), at once or when the limit allows it, in the order of the calls. When the snapshot breaks,
+ * nothing waits for the limit any more. Any thread.
  */
 void vmsnap_throttle_read(VmsnapThrottle *throttle, VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset,
                           VmsnapDoneFunc done, gpointer user_data);

@@ -9,6 +9,7 @@
 
 #include "latch.h"
 
+#include <errno.h>
 #include <string.h>
 
 #define READ_BYTES ((size_t)64 << 10)
@@ -235,6 +236,30 @@ static void test_stop_answers_all_and_holds_back_nothing_any_more(void) {
     fixture_free(fixture);
 }
 
+static void read_failed(int error, gpointer user_data) {
+    g_assert_cmpint(error, ==, -EIO);
+    latch_count(user_data);
+}
+
+/* Who waits for a turn learns soon that there is nothing to wait for; and who comes later, at once. */
+static void test_a_broken_snapshot_keeps_nobody_waiting(void) {
+    Fixture *fixture = fixture_new();
+    VmsnapThrottle *throttle = vmsnap_throttle_new(CRAWL);
+    /* What was saved up pays for one. */
+    g_usleep(1000);
+    start_read(fixture, throttle, 0);
+    g_assert_cmpuint(latch_get(&fixture->done), ==, 1);
+    for (unsigned i = 1; i < 30; i++)
+        vmsnap_throttle_read(throttle, &fixture->disk, fixture->buffer, READ_BYTES, 0, read_failed, &fixture->done);
+    g_assert_cmpuint(latch_get(&fixture->done), ==, 1);
+    vmsnap_snapshot_break(&fixture->snapshot, "a test breaks it");
+    latch_wait(&fixture->done, 30);
+    vmsnap_throttle_read(throttle, &fixture->disk, fixture->buffer, READ_BYTES, 0, read_failed, &fixture->done);
+    g_assert_cmpuint(latch_get(&fixture->done), ==, 31);
+    vmsnap_throttle_free(throttle);
+    fixture_free(fixture);
+}
+
 static unsigned count_threads(void) {
     g_autoptr(GDir) tasks = g_dir_open("/proc/self/task", 0, NULL);
     unsigned count = 0;
@@ -427,6 +452,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/throttle/a-limit-may-begin-later", test_a_limit_may_begin_later);
     g_test_add_func("/throttle/stop-answers-all-and-holds-back-nothing-any-more",
                     test_stop_answers_all_and_holds_back_nothing_any_more);
+    g_test_add_func("/throttle/a-broken-snapshot-keeps-nobody-waiting", test_a_broken_snapshot_keeps_nobody_waiting);
     g_test_add_func("/throttle/the-first-that-waits-makes-the-thread", test_the_first_that_waits_makes_the_thread);
     g_test_add_func("/throttle/what-never-waits-needs-no-thread", test_what_never_waits_needs_no_thread);
     g_test_add_func("/throttle/a-throttle-that-nobody-used-ends", test_a_throttle_that_nobody_used_ends);
