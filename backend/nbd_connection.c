@@ -18,7 +18,9 @@
  *
  * A connection that is cut is tried again at once, then after pauses, for timeout_ms. Unless nobody listens: then QEMU
  * or its job is gone. Likewise a connection is of no use on which the server has left us without an answer for
- * timeout_ms. What a server does after it let us in may be the same each time, so that only answers count as success.
+ * timeout_ms: without the one to the request that has waited for longest, or a server that trickles, or forgets one
+ * request while it answers others, would keep a reader waiting for ever. What a server does after it let us in may be
+ * the same each time, so that only answers count as success.
  */
 #include "nbd_connection.h"
 
@@ -48,8 +50,9 @@ struct VmsnapNbdConnection {
     /* These are the I/O thread's. */
     gpointer fd_tag; /* of the handle's descriptor; NULL while there is no handle */
     GIOCondition events;
-    gboolean heard;          /* the server has sent something since the last look */
-    gint64 silent_since_us;  /* the first look that found requests and no answer; 0 if the last look did not */
+    uint64_t head_number;    /* of the oldest request in started at the last look; 0 if there was none */
+    unsigned head_looks;     /* how many looks after the one that found it first have found it again */
+    uint64_t looked_number;  /* last_number at the last look */
     struct nbd_handle *next; /* owned; NULL unless connecting */
     char *loss_reason;       /* owned; of the first loss after the last answer */
     gint64 lost_us;          /* when that was */
@@ -65,12 +68,13 @@ struct VmsnapNbdConnection {
      * changes it, so the I/O thread may look whether it is there without the lock.
      */
     struct nbd_handle *nbd;
-    GQueue started;
+    GQueue started; /* the oldest first */
     GQueue failed;
-    char *death_reason;  /* owned; what killed the handle while a request was started */
-    gboolean answered;   /* the server has answered a request since it let us in */
-    gboolean watched;    /* the I/O thread looks whether there are answers */
-    int needs_io_thread; /* atomic; there is something that whoever had the handle could not do */
+    uint64_t last_number; /* of the requests that were started */
+    char *death_reason;   /* owned; what killed the handle while a request was started */
+    gboolean answered;    /* the server has answered a request since it let us in */
+    gboolean watched;     /* the I/O thread looks whether there are answers */
+    int needs_io_thread;  /* atomic; there is something that whoever had the handle could not do */
 
     int load;         /* atomic */
     GMutex lock;      /* held for moments only, also with handle_lock */
@@ -113,6 +117,7 @@ static void request_answered(VmsnapNbdRequest *request, VmsnapNbdAnswer answer, 
 
 static void request_start(VmsnapNbdRequest *request) {
     VmsnapNbdConnection *connection = request->owner;
+    request->number = ++connection->last_number;
     g_queue_push_tail_link(&connection->started, &request->link);
     gboolean sent = vmsnap_nbd_request_send(request, connection->nbd);
     /* libnbd keeps its errors for the thread that met them. */
@@ -316,26 +321,30 @@ static gboolean connection_interrupt(VmsnapNbdConnection *connection, const char
 }
 
 /*
- * Looks from time to time whether the server answers, as long as there is something to answer. Requests that come
- * between two looks are not old, so the time runs from the first look that sees them. Of a broken snapshot no answer is
- * of use. Returns: FALSE if there is nothing to wait for any more.
+ * Looks from time to time whether the server answers, as long as there is something to answer. What counts is for how
+ * long the same request has been the oldest one under way, not how long ago it was started, since it then stood behind
+ * others. A server that does 1 MB/s answers the last of 64 reads of 128 KiB after 8 s, and of 300 later than the 30 s
+ * that it has for an answer; but one after the other, each is the oldest for 0.13 s. Where several are served at once,
+ * in whatever order, one is the oldest for as long as these take together: QEMU takes up 16 of a connection, which are
+ * 2 s. So no queue is too long if each answer comes in its time, which is the time of a whole answer.
+ *
+ * It is counted in looks, none of which is early: where we were stopped ourselves for a minute, that is one look. Of a
+ * broken snapshot no answer is of use. Returns: FALSE if there is nothing to wait for any more.
  */
 static gboolean connection_look(VmsnapNbdConnection *connection, gint64 now_us) {
-    gboolean busy = !g_queue_is_empty(&connection->started);
-    if (connection->watched ? now_us < g_source_get_ready_time(&connection->source) : !busy)
+    const VmsnapNbdRequest *head = g_queue_peek_head(&connection->started);
+    if (connection->watched ? now_us < g_source_get_ready_time(&connection->source) : !head)
         return TRUE;
-    if (busy && vmsnap_snapshot_is_broken(connection->snapshot))
+    if (head && vmsnap_snapshot_is_broken(connection->snapshot))
         return FALSE;
-    gboolean silent = connection->watched && busy && !connection->heard;
-    if (!silent)
-        connection->silent_since_us = 0;
-    else if (!connection->silent_since_us)
-        connection->silent_since_us = now_us;
-    else if (now_us - connection->silent_since_us >= timeout_us(connection))
-        return FALSE;
-    connection->watched = busy || connection->heard;
-    connection->heard = FALSE;
     gint64 look_us = MIN(LOOK_MS * 1000, timeout_us(connection) / 4);
+    uint64_t head_number = head ? head->number : 0;
+    connection->head_looks = head_number == connection->head_number ? connection->head_looks + 1 : 0;
+    connection->head_number = head_number;
+    if (head && connection->head_looks * look_us >= timeout_us(connection))
+        return FALSE;
+    connection->watched = head || connection->last_number != connection->looked_number;
+    connection->looked_number = connection->last_number;
     g_source_set_ready_time(&connection->source, connection->watched ? now_us + look_us : -1);
     return TRUE;
 }
@@ -347,8 +356,6 @@ static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition e
         g_autofree char *reason = g_strdup(connection->death_reason);
         return connection_interrupt(connection, reason, now_us);
     }
-    if (events & ~G_IO_OUT)
-        connection->heard = TRUE;
     int result = vmsnap_nbd_handle_notify(connection->nbd, events);
     if (result != 0)
         return connection_interrupt(connection, nbd_get_error(), now_us);
@@ -372,7 +379,6 @@ static gboolean connection_resume(VmsnapNbdConnection *connection, gint64 now_us
     connection->connected_us = now_us;
     connection->answered = FALSE;
     connection->watched = FALSE;
-    connection->heard = FALSE;
     g_source_set_ready_time(&connection->source, -1);
     return connection_serve(connection, 0, now_us);
 }

@@ -25,6 +25,7 @@ struct VmsnapNbdRequest {
     gpointer owner;
     VmsnapNbdAnswerFunc answered;
     const VmsnapNbdExport *export;
+    uint64_t number;       /* the owner's: each time that it is sent, another one */
     gint64 interrupted_us; /* the owner's: when the first connection was lost that it had been sent with, or 0 */
 
     void *buffer;            /* NULL in a question for extents */

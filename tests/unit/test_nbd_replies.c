@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Answers that no real server gives: reads in pieces with gaps between them, or with one part twice; extents without
- * end, or without length. So the server is made up.
+ * end, or without length; some that come a byte at a time, or never while others do. So the server is made up.
  */
 #include "backend/nbd_pool.h"
 
@@ -16,7 +16,9 @@
 
 #define DISK_BYTES ((uint64_t)1 << 20)
 #define READ_BYTES ((size_t)8192)
-#define CONNECT_TIMEOUT_MS 10000
+#define TIMEOUT_MS 10000
+#define SHORT_TIMEOUT_MS 2000
+#define FORGOTTEN_OFFSET 0
 
 #define OPTION_MAGIC UINT64_C(0x49484156454f5054)
 #define OPTION_REPLY_MAGIC UINT64_C(0x3e889045565a9)
@@ -47,6 +49,8 @@ typedef enum {
     EXTENTS_ALIKE,    /* each byte data */
     EXTENTS_EMPTY,    /* of no length; some of them, then one that covers all */
     EXTENTS_NONE,     /* all of no length */
+    TRICKLING,        /* one byte of an answer at a time, long before the timeout */
+    FORGETFUL,        /* all is answered but reads at FORGOTTEN_OFFSET */
 } Habit;
 
 typedef struct {
@@ -131,11 +135,29 @@ static void put_chunk(const Server *server, uint64_t cookie, uint64_t offset, si
     (void)send(server->fd, data, length, MSG_NOSIGNAL);
 }
 
+/* Until the client goes. */
+static void trickle(const Server *server, uint64_t cookie, size_t length) {
+    uint8_t byte = 0;
+    put(server, CHUNK_MAGIC, 4);
+    put(server, CHUNK_DONE, 2);
+    put(server, CHUNK_DATA, 2);
+    put(server, cookie, 8);
+    put(server, 8 + length, 4);
+    while (send(server->fd, &byte, 1, MSG_NOSIGNAL) == 1)
+        g_usleep(SHORT_TIMEOUT_MS * 1000 / 20);
+}
+
 static void answer_read(Server *server, const uint8_t *request) {
     uint64_t cookie = get(request + 8, 8), offset = get(request + 16, 8);
     size_t length = get(request + 24, 4), half = length / 2;
     gboolean one_piece = (get(request + 4, 2) & COMMAND_FLAG_ONE_PIECE) != 0;
     g_atomic_int_inc(&server->n_reads);
+    if (server->habit == TRICKLING) {
+        trickle(server, cookie, length);
+        return;
+    }
+    if (server->habit == FORGETFUL && offset == FORGOTTEN_OFFSET)
+        return;
     if (server->habit == TURNED_AROUND && one_piece) {
         put_chunk(server, cookie, offset, length, TRUE);
         return;
@@ -222,16 +244,18 @@ typedef struct {
     VmsnapSnapshot snapshot;
     VmsnapIoThreads *threads;
     VmsnapNbdPool *pool;
+    const char *break_reason; /* that is expected in the end, or NULL */
 } Client;
 
-static void client_open(Client *client, Habit habit) {
+static void client_open(Client *client, Habit habit, unsigned timeout_ms) {
     g_autoptr(GError) error = NULL;
     server_start(&client->server, habit);
     client->snapshot = (VmsnapSnapshot){0};
+    client->break_reason = NULL;
     vmsnap_snapshot_init(&client->snapshot, NULL);
     client->threads = vmsnap_io_threads_new(1);
-    client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", 1,
-                                       CONNECT_TIMEOUT_MS, &error);
+    client->pool =
+        vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", 1, timeout_ms, &error);
     g_assert_no_error(error);
     g_assert_true(vmsnap_io_threads_start(client->threads, NULL));
 }
@@ -240,7 +264,8 @@ static void client_clear(Client *client) {
     vmsnap_io_threads_stop(client->threads);
     vmsnap_nbd_pool_free(client->pool);
     vmsnap_io_threads_free(client->threads);
-    g_assert_false(vmsnap_snapshot_is_broken(&client->snapshot));
+    g_autofree char *reason = vmsnap_snapshot_dup_break_reason(&client->snapshot);
+    g_assert_cmpstr(reason, ==, client->break_reason);
     vmsnap_snapshot_clear(&client->snapshot);
     server_clear(&client->server);
 }
@@ -250,7 +275,7 @@ static int read_from(Habit habit, int *ret_n_reads) {
     Client client;
     Reading reading = {0};
     uint8_t buffer[READ_BYTES];
-    client_open(&client, habit);
+    client_open(&client, habit, TIMEOUT_MS);
     latch_init(&reading.called);
     vmsnap_nbd_pool_read(client.pool, buffer, sizeof buffer, 4096, reading_done, &reading);
     latch_wait(&reading.called, 1);
@@ -287,7 +312,7 @@ static void question_done(int error, const VmsnapExtent *extents, size_t n_exten
 static Question ask(Habit habit) {
     Client client;
     Question question = {0};
-    client_open(&client, habit);
+    client_open(&client, habit, TIMEOUT_MS);
     latch_init(&question.called);
     vmsnap_nbd_pool_extents(client.pool, 0, DISK_BYTES, question_done, &question);
     latch_wait(&question.called, 1);
@@ -343,6 +368,43 @@ static void test_an_answer_of_nothing_is_an_error(void) {
     g_assert_cmpuint(question.n_extents, ==, 0);
 }
 
+/* Reads from a server of that habit what it does not answer in time, and meanwhile what it may answer. */
+static void check_gives_up(Habit habit, gboolean more) {
+    Client client;
+    Reading reading = {0};
+    uint8_t buffer[READ_BYTES], more_buffer[READ_BYTES];
+    client_open(&client, habit, SHORT_TIMEOUT_MS);
+    client.break_reason = "QEMU has not answered for 2 s";
+    latch_init(&reading.called);
+    gint64 start_us = g_get_monotonic_time();
+    vmsnap_nbd_pool_read(client.pool, buffer, sizeof buffer, FORGOTTEN_OFFSET, reading_done, &reading);
+    unsigned n_answered = 0;
+    for (int error = 0; more && !error;) {
+        Reading another = {0};
+        latch_init(&another.called);
+        vmsnap_nbd_pool_read(client.pool, more_buffer, sizeof more_buffer, 4096, reading_done, &another);
+        latch_wait(&another.called, 1);
+        latch_clear(&another.called);
+        error = another.error;
+        n_answered += !error;
+        g_assert_cmpint(g_get_monotonic_time() - start_us, <, LATCH_TIMEOUT_S * G_USEC_PER_SEC);
+    }
+    latch_wait(&reading.called, 1);
+    g_assert_cmpint(reading.error, ==, -EIO);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, >=, SHORT_TIMEOUT_MS * 1000 / 2);
+    g_assert_true(n_answered > 0 || !more);
+    client_clear(&client);
+    latch_clear(&reading.called);
+}
+
+static void test_an_answer_that_trickles_is_none(void) {
+    check_gives_up(TRICKLING, FALSE);
+}
+
+static void test_a_request_is_not_forgotten_for_others(void) {
+    check_gives_up(FORGETFUL, TRUE);
+}
+
 int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/nbd-replies/pieces-in-order-are-taken", test_pieces_in_order_are_taken);
@@ -353,5 +415,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/nbd-replies/extents-of-one-kind-are-one", test_extents_of_one_kind_are_one);
     g_test_add_func("/nbd-replies/extents-of-no-length-are-skipped", test_extents_of_no_length_are_skipped);
     g_test_add_func("/nbd-replies/an-answer-of-nothing-is-an-error", test_an_answer_of_nothing_is_an_error);
+    g_test_add_func("/nbd-replies/an-answer-that-trickles-is-none", test_an_answer_that_trickles_is_none);
+    g_test_add_func("/nbd-replies/a-request-is-not-forgotten-for-others", test_a_request_is_not_forgotten_for_others);
     return g_test_run();
 }
