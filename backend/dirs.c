@@ -81,11 +81,28 @@ gboolean vmsnap_dirs_make_passage(const char *path, gid_t gid, GError **error) {
     return directory_make(path, PASSAGE_MODE, geteuid(), gid, error);
 }
 
+/* Of a directory only an empty one goes: Linux says EISDIR for it, POSIX EPERM. No link is followed, either way. */
+static void entry_remove(int directory_fd, const char *name) {
+    if (unlinkat(directory_fd, name, 0) != 0 && (errno == EISDIR || errno == EPERM))
+        (void)unlinkat(directory_fd, name, AT_REMOVEDIR);
+}
+
 static void remove_entries(DIR *directory) {
     struct dirent *entry;
     while ((entry = readdir(directory)))
         if (!g_str_equal(entry->d_name, ".") && !g_str_equal(entry->d_name, ".."))
-            (void)unlinkat(dirfd(directory), entry->d_name, 0);
+            entry_remove(dirfd(directory), entry->d_name);
+}
+
+/* What is still in it was put there by others, and no later try would do better. */
+static gboolean emptied_remove(const char *path, GError **error) {
+    if (rmdir(path) == 0 || errno == ENOENT)
+        return TRUE;
+    if (errno != ENOTEMPTY && errno != EEXIST)
+        return set_errno_error(error, "remove the directory", path);
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to remove the directory '%s': %s; remove it by hand",
+                path, g_strerror(ENOTEMPTY));
+    return FALSE;
 }
 
 gboolean vmsnap_dirs_remove_private(const char *path, GError **error) {
@@ -100,5 +117,5 @@ gboolean vmsnap_dirs_remove_private(const char *path, GError **error) {
     }
     remove_entries(directory);
     (void)closedir(directory);
-    return rmdir(path) == 0 || errno == ENOENT || set_errno_error(error, "remove the directory", path);
+    return emptied_remove(path, error);
 }

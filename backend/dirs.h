@@ -35,7 +35,7 @@ gboolean vmsnap_dirs_make_passage(const char *path, gid_t gid, GError **error);
 /**
  * vmsnap_dirs_remove_private:
  *
- * Removes @path and the files in it, but nothing below: whoever owns the directory may have put anything there. It is
- * no error if @path does not exist, or is NULL.
+ * Removes @path and the files and empty directories in it, but nothing below: whoever owns the directory may have put
+ * anything there. It is no error if @path does not exist, or is NULL.
  */
 gboolean vmsnap_dirs_remove_private(const char *path, GError **error);

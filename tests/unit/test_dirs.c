@@ -276,8 +276,27 @@ static void test_removal_leaves_foreign_directories(void) {
     write_file(path, "vda.qcow2");
     g_assert_false(vmsnap_dirs_remove_private(path, &error));
     check_error(error, path);
+    g_assert_nonnull(strstr(error->message, "; remove it by hand"));
     g_assert_true(exists(foreign, "precious"));
     g_assert_false(exists(path, "vda.qcow2"));
+    remove_playground(playground);
+}
+
+/* QEMU's user may make directories beside its socket; that must keep nothing from being removed. */
+static void test_removal_takes_empty_directories_along(void) {
+    g_autofree char *playground = make_playground();
+    g_autofree char *path = g_build_filename(playground, "private", NULL);
+    g_autoptr(GError) error = NULL;
+    g_assert_true(vmsnap_dirs_make_private(path, geteuid(), getegid(), NULL));
+    write_file(path, "vda.qcow2");
+    static const char *const names[] = {"directory", ".hidden"};
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autofree char *inner = g_build_filename(path, names[i], NULL);
+        g_assert_cmpint(mkdir(inner, 0), ==, 0);
+    }
+    g_assert_true(vmsnap_dirs_remove_private(path, &error));
+    g_assert_no_error(error);
+    g_assert_false(exists(playground, "private"));
     remove_playground(playground);
 }
 
@@ -318,6 +337,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/dirs/a-link-in-place-of-the-directory-is-an-error",
                     test_a_link_in_place_of_the_directory_is_an_error);
     g_test_add_func("/dirs/removal-leaves-foreign-directories", test_removal_leaves_foreign_directories);
+    g_test_add_func("/dirs/removal-takes-empty-directories-along", test_removal_takes_empty_directories_along);
     g_test_add_func("/dirs/root-and-users-have-places-of-their-own", test_root_and_users_have_places_of_their_own);
     return g_test_run();
 }

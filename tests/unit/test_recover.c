@@ -32,6 +32,13 @@ static char *make_directory_with_files(const char *name) {
     return path;
 }
 
+/* What is never removed: a directory of somebody else's with something in it. */
+static void make_inner_directory(const char *path) {
+    g_autofree char *file = g_build_filename(path, "file", NULL);
+    g_assert_cmpint(mkdir(path, 0700), ==, 0);
+    g_assert_true(g_file_set_contents(file, "x", 1, NULL));
+}
+
 static Left left_new(const char *outcome) {
     g_autoptr(GError) error = NULL;
     Left left = {.record = vmsnap_record_new(), .fd = vmsnap_record_open(UUID, &error)};
@@ -144,12 +151,12 @@ static void test_what_cannot_be_removed_is_named_until_it_is(void) {
     for (size_t i = 0; i < G_N_ELEMENTS(outcomes); i++) {
         Left left = left_new(outcomes[i]);
         g_autofree char *inner = g_build_filename(left.record->scratch_dir, "directory", NULL);
-        g_assert_cmpint(mkdir(inner, 0700), ==, 0);
+        make_inner_directory(inner);
         check_stays(&left, left.record->scratch_dir);
         check_outcome(&left, VMSNAP_OUTCOME_LEFTOVER, left.record->scratch_dir);
         /* The other directory is not kept by it, nor are files. */
         g_assert_false(is_there(left.record->runtime_dir));
-        g_assert_cmpint(g_rmdir(inner), ==, 0);
+        remove_tree(inner);
         check_recovers(&left);
         check_outcome(&left, VMSNAP_OUTCOME_COMPLETE, NULL);
         left_clear(&left);
@@ -160,10 +167,10 @@ static void test_of_two_that_stay_the_first_is_named(void) {
     Left left = left_new(VMSNAP_OUTCOME_COMPLETE);
     g_autofree char *one = g_build_filename(left.record->runtime_dir, "directory", NULL);
     g_autofree char *other = g_build_filename(left.record->scratch_dir, "directory", NULL);
-    g_assert_cmpint(mkdir(one, 0700), ==, 0);
-    g_assert_cmpint(mkdir(other, 0700), ==, 0);
+    make_inner_directory(one);
+    make_inner_directory(other);
     check_stays(&left, left.record->runtime_dir);
-    g_assert_cmpint(g_rmdir(one), ==, 0);
+    remove_tree(one);
     check_stays(&left, left.record->scratch_dir);
     check_outcome(&left, VMSNAP_OUTCOME_LEFTOVER, left.record->scratch_dir);
     left_clear(&left);
@@ -176,10 +183,10 @@ static void test_broken_stays_broken(void) {
         Left left = left_new(outcomes[i]);
         const char *reason = outcomes[i] ? "the reason" : "its daemon died";
         g_autofree char *inner = g_build_filename(left.record->runtime_dir, "directory", NULL);
-        g_assert_cmpint(mkdir(inner, 0700), ==, 0);
+        make_inner_directory(inner);
         check_stays(&left, left.record->runtime_dir);
         check_outcome(&left, VMSNAP_OUTCOME_BROKEN, reason);
-        g_assert_cmpint(g_rmdir(inner), ==, 0);
+        remove_tree(inner);
         check_recovers(&left);
         check_outcome(&left, VMSNAP_OUTCOME_BROKEN, reason);
         left_clear(&left);
