@@ -15,6 +15,9 @@ void vmsnap_privileges_drop(void) {
     if (geteuid() != 0)
         return;
     capng_clear(CAPNG_SELECT_ALL);
-    if (capng_apply(CAPNG_SELECT_ALL) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+    /* Either is of use without the other. */
+    if (capng_apply(CAPNG_SELECT_ALL) != 0)
         g_warning("failed to give up capabilities: %s", g_strerror(errno));
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        g_warning("failed to give up the right to gain capabilities: %s", g_strerror(errno));
 }
