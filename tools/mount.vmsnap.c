@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <locale.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -24,6 +25,8 @@ static void standard_streams_open(void) {
 }
 
 int main(int argc, char **argv) {
+    /* A caller who ignores it hands that on, and then the kernel keeps no status of children for waitpid(2). */
+    (void)signal(SIGCHLD, SIG_DFL);
     standard_streams_open();
     (void)setlocale(LC_ALL, "");
     g_set_prgname("mount.vmsnap");
