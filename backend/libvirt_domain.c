@@ -146,7 +146,7 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
     /* While a backup begins or ends, libvirt knows of a job but has no XML of it. */
     char uuid[VIR_UUID_STRING_BUFLEN] = "";
     (void)virDomainGetUUIDString(domain, uuid);
-    if (!socket && !vmsnap_record_machine_is_free(name, uuid, error))
+    if (!socket && !vmsnap_record_machine_is_free("mount", name, uuid, error))
         return FALSE;
     gboolean alive = FALSE;
     g_autoptr(VmsnapRecord) record = socket ? vmsnap_record_find_by_socket(socket, &alive) : NULL;

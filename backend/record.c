@@ -198,7 +198,7 @@ gboolean vmsnap_record_publish(int fd, const VmsnapRecord *record, GError **erro
     int directory_fd = directory_lock();
     if (directory_fd < 0)
         return set_write_error(path, error);
-    gboolean published = vmsnap_record_machine_is_free(record->machine, record->machine_uuid, error) &&
+    gboolean published = vmsnap_record_machine_is_free("mount", record->machine, record->machine_uuid, error) &&
                          ((record_store(fd, record) && rename(unfinished, path) == 0) || set_write_error(path, error));
     (void)close(directory_fd);
     return published;
@@ -331,16 +331,17 @@ static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const
     return is_of_machine(record, machine) && (!record->outcome || record->job) && vmsnap_record_is_held(fd);
 }
 
-gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error) {
+gboolean vmsnap_record_machine_is_free(const char *verb, const char *machine, const char *machine_uuid,
+                                       GError **error) {
     int fd = -1;
     g_autoptr(VmsnapRecord) other = machine_uuid ? record_find(matches_living_machine, machine_uuid, &fd) : NULL;
     if (!other)
         return TRUE;
     (void)close(fd);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to mount domain '%s': it is mounted on '%s' already, or just being mounted or unmounted there "
+                "failed to %s domain '%s': it is mounted on '%s' already, or just being mounted or unmounted there "
                 "(process %d); unmount that first, or try again",
-                machine, other->mount_point, (int)other->pid);
+                verb, machine, other->mount_point, (int)other->pid);
     return FALSE;
 }
 

@@ -100,12 +100,7 @@ int vmsnap_cleanup_main(const char *machine) {
     g_autoptr(GError) error = NULL;
     if (!vmsnap_cleanup_dead_in_time(machine, NULL, &error) || (!machine && !vmsnap_scratch_sweep(&error)))
         return vmsnap_report_error(error);
-    if (!machine || vmsnap_record_machine_is_free(machine, machine, NULL))
+    if (!machine || vmsnap_record_machine_is_free("clear up after", machine, machine, &error))
         return EXIT_SUCCESS;
-    g_set_error(
-        &error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-        "failed to clear up after domain '%s': its mount lives, or its guardian is still at it; unmount it, or see "
-        "'journalctl -t vmsnap'",
-        machine);
     return vmsnap_report_error(error);
 }

@@ -79,8 +79,14 @@ gboolean vmsnap_record_is_published(int fd);
 /** Returns: whether the file of a record is still there. */
 gboolean vmsnap_record_exists(int fd);
 
-/** Returns: FALSE with @error set if there is a living record of the machine, which is named @machine to people. */
-gboolean vmsnap_record_machine_is_free(const char *machine, const char *machine_uuid, GError **error);
+/**
+ * vmsnap_record_machine_is_free:
+ * @verb: what cannot be done otherwise, for the error
+ * @machine: how people name it
+ *
+ * Returns: FALSE with @error set if there is a living record of the machine.
+ */
+gboolean vmsnap_record_machine_is_free(const char *verb, const char *machine, const char *machine_uuid, GError **error);
 
 /**
  * vmsnap_record_find_by_mount_point:

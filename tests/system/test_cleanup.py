@@ -73,17 +73,25 @@ class Cleanup(lib.TestCase):
         self.assertFalse(RECORDS.exists())
 
     def test_after_a_crash(self):
-        """When the host has crashed there are no records: scratch that belongs to none is removed, and nothing else."""
+        """When the host has crashed there are no records: scratch that is older and belongs to none is removed."""
         mount = Mount(self.vm)
         others = [SCRATCH / name for name in ('vmsnap-', 'vmsnap-mine', uuid.uuid4().hex, f'vmsnap-{uuid.uuid4()}x')]
         orphans = [SCRATCH / f'vmsnap-{uuid.uuid4()}' for _ in range(2)]
-        for directory in others + orphans:
+        def leave(directory, before_boot=True):
             directory.mkdir()
             (directory / 'vda.qcow2').write_text('')
+            if before_boot:
+                os.utime(directory, (0, 0))
+
+        for directory in others + orphans:
+            leave(directory)
+        young = SCRATCH / f'vmsnap-{uuid.uuid4()}'
+        others.append(young)
+        leave(young, before_boot=False)
         with Mount(self.other) as living:
             # It looks for what takes up space itself.
             self.assertEqual([each for each in orphans if each.exists()], [])
-            orphans[0].mkdir()
+            leave(orphans[0])
             self.assertEqual(cleanup(self.vm.name), [])
             self.assertTrue(orphans[0].exists())
             said, = cleanup()

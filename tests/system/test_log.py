@@ -250,7 +250,8 @@ class Log(lib.TestCase):
         # The guardian has stderr as well, so this waits for its end.
         err = process.communicate(timeout=20)[1]
         self.assertRegex(err, rf"^mount\.vmsnap: domain '{self.vm.name}' is mounted on [^\n]*\n"
-                              rf'mount\.vmsnap: the daemon \(process {process.pid}\) died; clearing up after it\n$')
+                              rf'mount\.vmsnap: the daemon \(process {process.pid}\) died; clearing up after it\n'
+                              r'mount\.vmsnap: all that it had left is cleared\n$')
         self.assertEqual(self.log.entries(), [])
         mount.wait_ended()
         mount.assert_nothing_left()

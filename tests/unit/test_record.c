@@ -611,7 +611,7 @@ static void test_an_opened_record_is_locked_and_nobody_finds_it(void) {
     g_assert_true(vmsnap_record_exists(fd));
     g_assert_false(is_found(""));
     check_visited(&visitor, NULL, NULL, "");
-    g_assert_true(vmsnap_record_machine_is_free("vm1", MACHINE, NULL));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", MACHINE, NULL));
     /* Nothing has been written yet. */
     g_assert_null(vmsnap_record_read(fd, NULL));
     vmsnap_record_remove(UUID_A);
@@ -661,7 +661,7 @@ static void test_publishing_moves_the_same_file(void) {
     vmsnap_record_remove(UUID_A);
     g_assert_cmpuint(count_files(), ==, 0);
     g_assert_false(vmsnap_record_exists(fd));
-    g_assert_true(vmsnap_record_machine_is_free("vm1", MACHINE, &error));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", MACHINE, &error));
     /* Who opened it before the end reads it afterwards. */
     g_autoptr(VmsnapRecord) after = vmsnap_record_read(fd, &error);
     g_assert_no_error(error);
@@ -827,7 +827,7 @@ static void test_a_copy_in_another_process_holds_the_record(void) {
     (void)close(fd);
     g_assert_true(is_locked(UUID_A ".json"));
     g_assert_true(is_found(record->mount_point));
-    g_assert_false(vmsnap_record_machine_is_free("vm1", MACHINE, NULL));
+    g_assert_false(vmsnap_record_machine_is_free("mount", "vm1", MACHINE, NULL));
     Visitor visitor;
     visitor_init(&visitor);
     check_visited(&visitor, NULL, NULL, "");
@@ -835,7 +835,7 @@ static void test_a_copy_in_another_process_holds_the_record(void) {
     (void)close(end[1]);
     g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
     g_assert_false(is_locked(UUID_A ".json"));
-    g_assert_true(vmsnap_record_machine_is_free("vm1", MACHINE, NULL));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", MACHINE, NULL));
     check_visited(&visitor, NULL, NULL, UUID_A);
     g_assert_cmpuint(count_files(), ==, 0);
     visitor_clear(&visitor);
@@ -1135,13 +1135,13 @@ static void test_a_living_machine_is_known_by_name_and_uuid(void) {
     int fd = record_write(record);
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
         g_autoptr(GError) error = NULL;
-        g_assert_false(vmsnap_record_machine_is_free("vm1", names[i], &error));
+        g_assert_false(vmsnap_record_machine_is_free("mount", "vm1", names[i], &error));
         g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
         g_assert_nonnull(strstr(error->message, "'vm1'"));
     }
-    g_assert_true(vmsnap_record_machine_is_free("vm1", "vm", NULL));
-    g_assert_true(vmsnap_record_machine_is_free("vm1", "", NULL));
-    g_assert_true(vmsnap_record_machine_is_free("vm1", NULL, NULL));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", "vm", NULL));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", "", NULL));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", NULL, NULL));
     record_end(fd, record, FALSE);
     remove_records();
 }
