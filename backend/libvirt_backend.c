@@ -38,8 +38,9 @@
 #define N_IO_THREADS 2
 /* QEMU pauses a guest some time after its write has failed. */
 #define PAUSE_LAG_MS 500
-/* Nobody saw whether a freeze was still on its way to the agent. */
+/* Nobody saw whether a freeze was still on its way to the agent, or in the guest's kernel. */
 #define FREEZE_SETTLE_US 1000000
+#define N_SETTLING_THAWS 5
 /* For one try of the watch to end the job: it has more of them, and must not keep an end waiting for long. */
 #define WATCH_TIMEOUT_MS 5000
 
@@ -442,7 +443,7 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     if (!begun) {
         g_autoptr(GError) release_error = NULL;
         if (!snapshot_release(snapshot, TRUE, &release_error))
-            g_warning("%s", release_error->message);
+            vmsnap_error_append(error, release_error);
         libvirt_free(&snapshot->base);
         return NULL;
     }
@@ -506,7 +507,7 @@ static gboolean libvirt_recover(VmsnapRecord *record, GError **error) {
         return !record->job;
     GError **thaw_error = record->job ? NULL : error;
     record->frozen = !domain_thaw(record, thaw_error);
-    if (!record->frozen) {
+    for (unsigned i = 0; i < N_SETTLING_THAWS && !record->frozen; i++) {
         g_usleep(FREEZE_SETTLE_US);
         record->frozen = !domain_thaw(record, thaw_error);
     }

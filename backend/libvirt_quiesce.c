@@ -11,6 +11,7 @@
 #include "vmsnap/thread.h"
 
 #define THAW_RETRY_US 500000
+#define N_SETTLING_THAWS 20
 /* For an agent that is just answering. */
 #define FREE_WAIT_MS 500
 
@@ -86,6 +87,15 @@ static void thaw_until_done(VmsnapQuiesce *quiesce) {
     }
 }
 
+/* An agent that was killed may have left the kernel at it: then the first thaw comes before the end of the freeze. */
+static void thaw_until_settled(VmsnapQuiesce *quiesce) {
+    thaw_until_done(quiesce);
+    for (unsigned i = 0; i < N_SETTLING_THAWS; i++) {
+        g_usleep(THAW_RETRY_US);
+        thaw_until_done(quiesce);
+    }
+}
+
 /* Returns: whether the owner released it, and not time. */
 static gboolean wait_for_release(VmsnapQuiesce *quiesce) {
     gint64 deadline_us = deadline_in(quiesce->timeout_ms);
@@ -114,7 +124,7 @@ static gpointer quiesce_run(gpointer data) {
         thaw_until_done(quiesce);
     } else if (freeze == VMSNAP_FREEZE_UNKNOWN) {
         lost_note(quiesce, error);
-        thaw_until_done(quiesce);
+        thaw_until_settled(quiesce);
     }
     g_mutex_lock(&quiesce->lock);
     if (error) {

@@ -125,13 +125,6 @@ static void end_wait(int record_fd, int pid_fd, const VmsnapRecord *record) {
     }
 }
 
-static void error_append(GError **error, const GError *more) {
-    g_autofree char *message = g_strdup_printf("%s; %s", (*error)->message, more->message);
-    int code = (*error)->code;
-    g_clear_error(error);
-    g_set_error_literal(error, VMSNAP_ERROR, code, message);
-}
-
 /*
  * Where daemon and guardian were killed, or lacked the right, this process does what they could not. Returns: FALSE
  * with
@@ -146,7 +139,7 @@ static gboolean left_clear(const VmsnapRecord *record, int record_fd, GError **e
     gboolean leftover = g_strcmp0(ended->outcome, VMSNAP_OUTCOME_LEFTOVER) == 0;
     if (!outcome_check(ended, error)) {
         if (left && !leftover)
-            error_append(error, left);
+            vmsnap_error_append(error, left);
         return FALSE;
     }
     if (!left)

@@ -27,3 +27,12 @@ typedef enum {
 static inline GQuark vmsnap_error_quark(void) {
     return g_quark_from_static_string("vmsnap-error");
 }
+
+/** Adds to what @error says, if somebody wants to know, what went wrong after it. */
+static inline void vmsnap_error_append(GError **error, const GError *more) {
+    if (!error || !*error)
+        return;
+    GError *first = *error;
+    *error = g_error_new(first->domain, first->code, "%s; %s", first->message, more->message);
+    g_error_free(first);
+}
