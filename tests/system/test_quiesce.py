@@ -26,10 +26,10 @@ SOON = 15
 LIBVIRT_SOON = 60
 
 # How long the rest of a mount may take, besides the time for which it waits for the agent.
-REST = 3
+REST = 8
 
 # What a freeze may cost the guest; the best of some tries has to do with less.
-LONGEST_PAUSE = 1
+LONGEST_PAUSE = 2
 
 POWER_FAILURE = 'the snapshot is only as consistent as after a power failure'
 
@@ -192,8 +192,8 @@ class Freezable(lib.TestCase):
     def wait_freezing(self):
         self.vm.run(WAIT_FREEZING, timeout=SOON)
 
-    def wait_thawed(self):
-        lib.wait_until(lambda: self.vm.frozen() is False, 'the guest is thawed', timeout=SOON)
+    def wait_thawed(self, within=SOON):
+        lib.wait_until(lambda: self.vm.frozen() is False, 'the guest is thawed', timeout=within)
         self.vm.touch()
 
     def wait_nothing_left(self, mount, within=SOON):
@@ -416,7 +416,7 @@ class Quiesce(Freezable):
         time.sleep(silence)
         self.assertTrue(record()['frozen'])
         go_on()
-        self.wait_thawed()
+        self.wait_thawed(LIBVIRT_SOON)
         if process.returncode == 0:
             mount.umount()
         self.wait_nothing_left(mount, LIBVIRT_SOON)
