@@ -232,7 +232,7 @@ static gboolean connection_take_back(VmsnapNbdConnection *connection, gint64 now
 
 static void connection_pause(VmsnapNbdConnection *connection, gint64 now_us) {
     connection->pause_ms = connection->pause_ms ? MIN(2 * connection->pause_ms, MAX_PAUSE_MS) : MIN_PAUSE_MS;
-    connection->attempt_us = now_us + connection->pause_ms * 1000;
+    connection->attempt_us = now_us + (gint64)connection->pause_ms * 1000;
 }
 
 typedef enum {
@@ -257,7 +257,7 @@ static Attempt attempt_begin(VmsnapNbdConnection *connection, gint64 now_us) {
     if (!connection->next)
         return attempt_judge(connection, nbd_get_errno());
     connection_watch_handle(connection, connection->next);
-    connection->attempt_end_us = now_us + MAX(timeout_us(connection) / 4, MIN_HANDSHAKE_MS * 1000);
+    connection->attempt_end_us = now_us + MAX(timeout_us(connection) / 4, (gint64)MIN_HANDSHAKE_MS * 1000);
     return ATTEMPT_WAITS;
 }
 
@@ -292,7 +292,7 @@ static gboolean connection_reconnect(VmsnapNbdConnection *connection, GIOConditi
         return connection_give_up(connection);
     }
     gint64 next_us = connection->next ? connection->attempt_end_us : connection->attempt_us;
-    next_us = MIN(next_us, now_us + LOOK_MS * 1000);
+    next_us = MIN(next_us, now_us + (gint64)LOOK_MS * 1000);
     g_source_set_ready_time(&connection->source, MIN(next_us, end_us));
     return TRUE;
 }
@@ -303,7 +303,7 @@ static gboolean connection_reconnect(VmsnapNbdConnection *connection, GIOConditi
  */
 static gboolean connection_interrupt(VmsnapNbdConnection *connection, const char *reason, gint64 now_us) {
     gboolean idle = g_queue_is_empty(&connection->started) && g_queue_is_empty(&connection->failed);
-    if (connection->answered || (idle && now_us - connection->connected_us >= MAX_PAUSE_MS * 1000) ||
+    if (connection->answered || (idle && now_us - connection->connected_us >= (gint64)MAX_PAUSE_MS * 1000) ||
         !connection->loss_reason) {
         g_free(connection->loss_reason);
         connection->loss_reason = g_strdup(reason ? reason : "the server closed the connection");
@@ -337,7 +337,7 @@ static gboolean connection_look(VmsnapNbdConnection *connection, gint64 now_us) 
         return TRUE;
     if (head && vmsnap_snapshot_is_broken(connection->snapshot))
         return FALSE;
-    gint64 look_us = MIN(LOOK_MS * 1000, timeout_us(connection) / 4);
+    gint64 look_us = MIN((gint64)LOOK_MS * 1000, timeout_us(connection) / 4);
     uint64_t head_number = head ? head->number : 0;
     connection->head_looks = head_number == connection->head_number ? connection->head_looks + 1 : 0;
     connection->head_number = head_number;
