@@ -8,7 +8,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Starts a program, which is to wait for its input. Returns: its process id, once it has its name. */
+static gboolean begins_with(const char *path, const char *expected) {
+    g_autofree char *content = NULL;
+    g_assert_true(g_file_get_contents(path, &content, NULL, NULL));
+    return g_str_equal(g_strchomp(content), expected);
+}
+
+/*
+ * Starts a program, which is to wait for its input. Returns: its process id, once it has its name and, which comes a
+ * moment later, its command line.
+ */
 static pid_t start(const char *const *arguments, int *ret_input) {
     GPid pid;
     g_autoptr(GError) error = NULL;
@@ -16,14 +25,11 @@ static pid_t start(const char *const *arguments, int *ret_input) {
                                    NULL, NULL, &pid, ret_input, NULL, NULL, &error);
     g_assert_no_error(error);
     g_autofree char *expected = g_path_get_basename(arguments[0]);
-    g_autofree char *path = g_strdup_printf("/proc/%d/comm", pid);
-    while (TRUE) {
-        g_autofree char *name = NULL;
-        g_assert_true(g_file_get_contents(path, &name, NULL, NULL));
-        if (g_str_equal(g_strchomp(name), expected))
-            return pid;
+    g_autofree char *name_path = g_strdup_printf("/proc/%d/comm", pid);
+    g_autofree char *line_path = g_strdup_printf("/proc/%d/cmdline", pid);
+    while (!begins_with(name_path, expected) || !begins_with(line_path, arguments[0]))
         g_usleep(1000);
-    }
+    return pid;
 }
 
 static gboolean reads_large_blocks(const char *const *arguments) {
