@@ -20,6 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* For one try: it has more of them, and each time the mount is taken away only after it. */
+#define TRY_TIMEOUT_MS 2000
 #define MIN_PAUSE_S 1
 #define MAX_PAUSE_S 10
 
@@ -51,6 +53,7 @@ static int left_clear(const VmsnapGuardian *guardian) {
             g_warning("%s", read_error->message);
         return read_error ? EXIT_FAILURE : EXIT_SUCCESS;
     }
+    record->timeout_ms = MIN(record->timeout_ms, TRY_TIMEOUT_MS);
     vmsnap_report_set_subject(record->uuid, record->machine, record->mount_point);
     gboolean died = !record->outcome;
     if (died)

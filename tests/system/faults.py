@@ -355,7 +355,7 @@ class TestCase(Rows, lib.TestCase):
     OVERWRITE = ('n=$(cat /tmp/pass); for d in vda vdb; do tail -c +$((n % 1024 * 4096 + 1)) /tmp/noise | '
                  f'dd of=/dev/$d bs=1M count={SIZE // MIB} seek={START // MIB} iflag=fullblock oflag=direct '
                  '2>/tmp/log || { echo "writer: BAD overwrite"; cat /tmp/log; } >/dev/console; done; '
-                 'echo $((n + 1)) >/tmp/pass')
+                 'echo $((n + 1)) >/tmp/pass.new; mv /tmp/pass.new /tmp/pass')
 
     @classmethod
     def make_vm(cls):
