@@ -22,7 +22,7 @@ from lib import Mount, complaint, run
 tearDownModule = faults.report_matrix
 
 # At how many moments a beginning, and an end, is hit.
-BEGIN_STEPS = 8
+BEGIN_STEPS = 5
 END_STEPS = 5
 
 
