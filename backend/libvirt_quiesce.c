@@ -36,6 +36,22 @@ struct VmsnapQuiesce {
     GError *error;    /* owned; of the freeze, or of the last try to thaw */
 };
 
+/*
+ * On a connection of its own. Those who share one take turns at serving it, and libvirt (9.0) may forget to wake the
+ * one whose turn it is when another has something to send: then that waits until the agent answers.
+ */
+static virDomainPtr find_for_thread(virDomainPtr domain, GError **error) {
+    g_autofree char *uri = virConnectGetURI(virDomainGetConnect(domain));
+    char uuid[VIR_UUID_STRING_BUFLEN] = "";
+    (void)virDomainGetUUIDString(domain, uuid);
+    g_autoptr(GError) find_error = NULL;
+    virDomainPtr found = vmsnap_libvirt_find_again(NULL, uri, uuid, &find_error);
+    if (!found)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to freeze the filesystems of domain '%s': %s",
+                    virDomainGetName(domain), find_error ? find_error->message : "it was stopped");
+    return found;
+}
+
 static gint64 deadline_in(unsigned timeout_ms) {
     return g_get_monotonic_time() + (gint64)timeout_ms * 1000;
 }
@@ -46,7 +62,8 @@ static void quiesce_unref(VmsnapQuiesce *quiesce) {
     g_mutex_unlock(&quiesce->lock);
     if (!last)
         return;
-    (void)virDomainFree(quiesce->domain);
+    if (quiesce->domain)
+        (void)virDomainFree(quiesce->domain);
     g_clear_error(&quiesce->error);
     g_cond_clear(&quiesce->changed);
     g_mutex_clear(&quiesce->lock);
@@ -153,13 +170,12 @@ static void set_late_error(const VmsnapQuiesce *quiesce, const char *verb, GErro
 
 VmsnapQuiesce *vmsnap_quiesce_freeze(virDomainPtr domain, unsigned timeout_ms, GError **error) {
     VmsnapQuiesce *quiesce = g_new0(VmsnapQuiesce, 1);
-    (void)virDomainRef(domain);
-    quiesce->domain = domain;
+    quiesce->domain = find_for_thread(domain, error);
     quiesce->timeout_ms = timeout_ms;
     quiesce->references = 2;
     g_mutex_init(&quiesce->lock);
     g_cond_init(&quiesce->changed);
-    GThread *thread = vmsnap_thread_try_new("vmsnap-quiesce", quiesce_run, quiesce, error);
+    GThread *thread = quiesce->domain ? vmsnap_thread_try_new("vmsnap-quiesce", quiesce_run, quiesce, error) : NULL;
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
     if (!thread) {
         quiesce->references--;
