@@ -327,14 +327,14 @@ VmsnapJobEnd vmsnap_libvirt_end_job(const VmsnapJob *job, GError **error) {
     }
 }
 
-static gboolean agent_is_connected(virDomainPtr domain) {
+gboolean vmsnap_libvirt_agent_is_connected(virDomainPtr domain) {
     g_autofree char *xml = virDomainGetXMLDesc(domain, 0);
     return xml && vmsnap_domain_parse_agent_is_connected(xml);
 }
 
 VmsnapFreeze vmsnap_libvirt_freeze(virDomainPtr domain, GError **error) {
     const char *name = virDomainGetName(domain);
-    if (!agent_is_connected(domain)) {
+    if (!vmsnap_libvirt_agent_is_connected(domain)) {
         g_set_error(
             error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
             "failed to freeze the filesystems of domain '%s': its guest agent is not connected; install and start "

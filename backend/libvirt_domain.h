@@ -75,6 +75,9 @@ typedef enum {
     VMSNAP_FREEZE_UNKNOWN, /* the agent was lost meanwhile */
 } VmsnapFreeze;
 
+/** Returns: whether libvirt sees a guest agent. */
+gboolean vmsnap_libvirt_agent_is_connected(virDomainPtr domain);
+
 /** Freezes the guest's filesystems, however long its agent takes. Sets @error if that was not done. */
 VmsnapFreeze vmsnap_libvirt_freeze(virDomainPtr domain, GError **error);
 
