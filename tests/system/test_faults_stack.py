@@ -86,7 +86,8 @@ class LibvirtdEnds(faults.TestCase):
             since = time.monotonic()
             err = process.communicate(timeout=SOON)[1]
             self.assertIn(process.returncode, (0, 32))
-            self.assertEqual(err.count('\n'), process.returncode // 32, err)
+            # A mount that has succeeded may say that libvirt is away.
+            self.assertLessEqual(err.count('\n'), 1, err)
             if process.returncode == 0:
                 lib.read_all(mount / 'vdb.raw')
                 mount.umount()
