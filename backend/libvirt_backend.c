@@ -499,16 +499,8 @@ static gboolean libvirt_end(VmsnapSnapshot *base, gboolean aborted, GError **err
     return FALSE;
 }
 
-static gboolean domain_thaw(const VmsnapRecord *record, GError **error) {
-    g_autoptr(GError) find_error = NULL;
-    g_autoptr(virDomain) domain =
-        vmsnap_libvirt_find_again(NULL, record->connect_uri, record->machine_uuid, &find_error);
-    if (domain)
-        return vmsnap_libvirt_thaw(domain, error);
-    if (!find_error)
-        return TRUE;
-    g_propagate_error(error, g_steal_pointer(&find_error));
-    return FALSE;
+static gboolean machine_thaw(const VmsnapRecord *record, GError **error) {
+    return vmsnap_libvirt_thaw(NULL, record->connect_uri, record->machine_uuid, error);
 }
 
 /* The job first, since an agent may take for ever to answer. */
@@ -520,10 +512,10 @@ static gboolean libvirt_recover(VmsnapRecord *record, GError **error) {
     if (!record->frozen)
         return !record->job;
     GError **thaw_error = record->job ? NULL : error;
-    record->frozen = !domain_thaw(record, thaw_error);
+    record->frozen = !machine_thaw(record, thaw_error);
     for (unsigned i = 0; i < N_SETTLING_THAWS && !record->frozen; i++) {
         g_usleep(FREEZE_SETTLE_US);
-        record->frozen = !domain_thaw(record, thaw_error);
+        record->frozen = !machine_thaw(record, thaw_error);
     }
     return !record->job && !record->frozen;
 }

@@ -357,11 +357,22 @@ VmsnapFreeze vmsnap_libvirt_freeze(virDomainPtr domain, GError **error) {
     return lost || n_frozen == 0 ? VMSNAP_FREEZE_UNKNOWN : VMSNAP_FREEZE_NONE;
 }
 
-gboolean vmsnap_libvirt_thaw(virDomainPtr domain, GError **error) {
+static gboolean domain_thaw(virDomainPtr domain, GError **error) {
     const char *name = virDomainGetName(domain);
     if (virDomainFSThaw(domain, NULL, 0, 0) >= 0 || virDomainIsActive(domain) == 0)
         return TRUE;
     set_libvirt_error(error, "thaw the filesystems of domain", name, "; see 'virsh domfsthaw'");
+    return FALSE;
+}
+
+gboolean vmsnap_libvirt_thaw(virConnectPtr connection, const char *uri, const char *domain_uuid, GError **error) {
+    g_autoptr(GError) find_error = NULL;
+    g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(connection, uri, domain_uuid, &find_error);
+    if (domain)
+        return domain_thaw(domain, error);
+    if (!find_error)
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&find_error));
     return FALSE;
 }
 

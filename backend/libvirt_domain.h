@@ -81,8 +81,13 @@ gboolean vmsnap_libvirt_agent_is_connected(virDomainPtr domain);
 /** Freezes the guest's filesystems, however long its agent takes. Sets @error if that was not done. */
 VmsnapFreeze vmsnap_libvirt_freeze(virDomainPtr domain, GError **error);
 
-/** Thaws the guest's filesystems; one that is stopped has none. */
-gboolean vmsnap_libvirt_thaw(virDomainPtr domain, GError **error);
+/**
+ * vmsnap_libvirt_thaw:
+ * @connection: as for vmsnap_libvirt_find_again(), also @uri
+ *
+ * Thaws the guest's filesystems; one that is stopped or gone has none.
+ */
+gboolean vmsnap_libvirt_thaw(virConnectPtr connection, const char *uri, const char *domain_uuid, GError **error);
 
 /**
  * vmsnap_libvirt_resume:

@@ -81,14 +81,7 @@ static gboolean thaw_once(VmsnapQuiesce *quiesce, GError **error) {
     g_autofree char *uri = virConnectGetURI(connection);
     char uuid[VIR_UUID_STRING_BUFLEN] = "";
     (void)virDomainGetUUIDString(quiesce->domain, uuid);
-    g_autoptr(GError) find_error = NULL;
-    g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(connection, uri, uuid, &find_error);
-    if (domain)
-        return vmsnap_libvirt_thaw(domain, error);
-    if (!find_error)
-        return TRUE;
-    g_propagate_error(error, g_steal_pointer(&find_error));
-    return FALSE;
+    return vmsnap_libvirt_thaw(connection, uri, uuid, error);
 }
 
 static void thaw_until_done(VmsnapQuiesce *quiesce) {
@@ -210,9 +203,13 @@ gboolean vmsnap_quiesce_thaw(VmsnapQuiesce *quiesce, unsigned timeout_ms, GError
     return quiesce->state == THAWED;
 }
 
+static gboolean may_be_frozen(State state) {
+    return state == FREEZING || state == FROZEN || state == LOST;
+}
+
 gboolean vmsnap_quiesce_is_over(VmsnapQuiesce *quiesce) {
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&quiesce->lock);
-    return quiesce->state != FREEZING && quiesce->state != FROZEN && quiesce->state != LOST;
+    return !may_be_frozen(quiesce->state);
 }
 
 gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce) {
@@ -223,7 +220,7 @@ gboolean vmsnap_quiesce_free(VmsnapQuiesce *quiesce) {
     g_cond_broadcast(&quiesce->changed);
     (void)wait_while(quiesce, FREEZING, FREE_WAIT_MS);
     (void)wait_while(quiesce, FROZEN, FREE_WAIT_MS);
-    gboolean over = quiesce->state != FREEZING && quiesce->state != FROZEN && quiesce->state != LOST;
+    gboolean over = !may_be_frozen(quiesce->state);
     quiesce_unref(quiesce);
     return over;
 }

@@ -111,9 +111,8 @@ gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GE
     int fds[2];
     gboolean paired = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) == 0;
     guardian->pid = paired ? fork() : -1;
-    if (guardian->pid == 0) {
+    if (guardian->pid == 0)
         guardian_main(guardian, fds[1], foreground);
-    }
     int code = errno;
     guardian->fd = paired ? fds[0] : -1;
     if (paired)
