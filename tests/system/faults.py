@@ -99,13 +99,6 @@ def report_matrix():
     MATRIX.report()
 
 
-def lives(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def kill(pid, number=signal.SIGKILL):
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -155,10 +148,10 @@ class Libvirtd:
         pid = cls.pid()
         os.kill(pid, number)
         try:
-            lib.wait_until(lambda: not lives(pid), 'libvirtd has ended', timeout=SOON)
+            lib.wait_until(lambda: not lib.lives(pid), 'libvirtd has ended', timeout=SOON)
         except AssertionError:
             os.kill(pid, signal.SIGKILL)
-            lib.wait_until(lambda: not lives(pid), 'libvirtd is dead', timeout=SOON)
+            lib.wait_until(lambda: not lib.lives(pid), 'libvirtd is dead', timeout=SOON)
 
     @staticmethod
     def answers():
@@ -177,7 +170,7 @@ class Libvirtd:
     @classmethod
     def ensure(cls):
         with contextlib.suppress(FileNotFoundError, ValueError):
-            if lives(cls.pid()):
+            if lib.lives(cls.pid()):
                 return
         cls.start()
 

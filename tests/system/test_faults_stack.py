@@ -234,7 +234,7 @@ class Stack(faults.TestCase):
                 self.flush()
                 qemu = faults.qemu_pid(self.vm)
                 end()
-                lib.wait_until(lambda: not faults.lives(qemu), 'QEMU is gone', timeout=SOON)
+                lib.wait_until(lambda: not lib.lives(qemu), 'QEMU is gone', timeout=SOON)
                 since = time.monotonic()
                 row.readers = readers.wait_errors(since, within=LOST_WITHIN)
             since = time.monotonic()
