@@ -226,12 +226,21 @@ void vmsnap_snapshot_clear(VmsnapSnapshot *snapshot) {
     g_mutex_clear(&snapshot->lock);
 }
 
-void vmsnap_snapshot_add_file(VmsnapSnapshot *snapshot, const char *name, GBytes *content, gboolean hidden) {
+void vmsnap_snapshot_add_file(VmsnapSnapshot *snapshot, const char *name, GBytes *content, VmsnapFileKind kind) {
     VmsnapConfigFile *file = g_new0(VmsnapConfigFile, 1);
     file->name = g_strdup(name);
     file->content = content;
-    file->hidden = hidden;
+    file->kind = kind;
     g_ptr_array_add(snapshot->files, file);
+}
+
+const VmsnapConfigFile *vmsnap_snapshot_find_file(const VmsnapSnapshot *snapshot, const char *name) {
+    for (guint i = 0; i < snapshot->files->len; i++) {
+        const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, i);
+        if (g_str_equal(file->name, name))
+            return file;
+    }
+    return NULL;
 }
 
 void vmsnap_snapshot_add_left_out(VmsnapSnapshot *snapshot, const char *name, const char *reason) {

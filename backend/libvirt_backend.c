@@ -128,11 +128,11 @@ static gboolean snapshot_look_up(LibvirtSnapshot *snapshot, const VmsnapBeginOpt
     char *inactive = vmsnap_libvirt_get_xml(snapshot->domain, VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE, error);
     if (!inactive)
         return FALSE;
-    vmsnap_snapshot_add_file(base, "domain.xml", g_bytes_new_take(inactive, strlen(inactive)), FALSE);
+    vmsnap_snapshot_add_file(base, "domain.xml", g_bytes_new_take(inactive, strlen(inactive)), VMSNAP_FILE_CONFIG);
     char *live = vmsnap_libvirt_get_xml(snapshot->domain, VIR_DOMAIN_XML_SECURE, error);
     if (!live)
         return FALSE;
-    vmsnap_snapshot_add_file(base, "live.xml", g_bytes_new_take(live, strlen(live)), FALSE);
+    vmsnap_snapshot_add_file(base, "live.xml", g_bytes_new_take(live, strlen(live)), VMSNAP_FILE_CONFIG);
     snapshot->facts = vmsnap_domain_parse(live, error);
     if (!snapshot->facts)
         return FALSE;
@@ -290,7 +290,7 @@ static gboolean snapshot_begin_job(LibvirtSnapshot *snapshot, const GPtrArray *s
     VmsnapSnapshot *base = &snapshot->base;
     char *xml = vmsnap_domain_build_backup_xml(snapshot->facts, selected, snapshot->record->socket,
                                                snapshot->record->scratch_dir);
-    vmsnap_snapshot_add_file(base, "backup.xml", g_bytes_new_take(xml, strlen(xml)), TRUE);
+    vmsnap_snapshot_add_file(base, "backup.xml", g_bytes_new_take(xml, strlen(xml)), VMSNAP_FILE_HIDDEN);
     if (!record_promise(snapshot, &snapshot->record->job, error))
         return FALSE;
     /* Taken before and not after, so that what the guest had written by this time is surely in. */
@@ -312,24 +312,40 @@ static gboolean snapshot_begin_quiesced(LibvirtSnapshot *snapshot, const VmsnapB
     return snapshot_thaw(snapshot, options, begun ? error : NULL) && begun;
 }
 
-static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
-                                    const GPtrArray *selected, GError **error) {
-    snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
+static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *selected, GError **error) {
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
         LibvirtDisk *disk = g_new0(LibvirtDisk, 1);
         disk->base.snapshot = &snapshot->base;
         disk->base.name = g_strdup(source->target);
         disk->base.source = g_strdup(source->source);
-        g_autofree char *scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, source->target);
-        disk->scratch_name = g_path_get_basename(scratch_path);
         g_ptr_array_add(snapshot->base.disks, disk);
-        disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->record->socket, source->target,
-                                         options->connections, options->timeout_ms, error);
-        if (!disk->pool)
+        if (!vmsnap_libvirt_get_size(snapshot->domain, source->target, &disk->base.size_bytes, error))
             return FALSE;
-        disk->base.size_bytes = vmsnap_nbd_pool_get_size(disk->pool);
-        if (!vmsnap_libvirt_check_size(snapshot->domain, source->target, disk->base.size_bytes, error))
+    }
+    return TRUE;
+}
+
+static gboolean disk_check_export(const LibvirtDisk *disk, GError **error) {
+    uint64_t export_bytes = vmsnap_nbd_pool_get_size(disk->pool);
+    if (export_bytes == disk->base.size_bytes)
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use the export of disk '%s' of domain '%s': it has %" G_GUINT64_FORMAT
+                " bytes, and the disk %" G_GUINT64_FORMAT,
+                disk->base.name, disk->base.snapshot->machine, export_bytes, disk->base.size_bytes);
+    return FALSE;
+}
+
+static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
+    snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
+    for (guint i = 0; i < snapshot->base.disks->len; i++) {
+        LibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
+        g_autofree char *scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, disk->base.name);
+        disk->scratch_name = g_path_get_basename(scratch_path);
+        disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->record->socket, disk->base.name,
+                                         options->connections, options->timeout_ms, error);
+        if (!disk->pool || !disk_check_export(disk, error))
             return FALSE;
     }
     return TRUE;
@@ -339,11 +355,15 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
 static void snapshot_add_domain_files(LibvirtSnapshot *snapshot) {
     for (guint i = 0; i < snapshot->facts->files->len; i++) {
         const VmsnapDomainFile *file = g_ptr_array_index(snapshot->facts->files, i);
+        if (vmsnap_snapshot_find_file(&snapshot->base, file->name)) {
+            vmsnap_snapshot_add_left_out(&snapshot->base, file->name, "another file has its name");
+            continue;
+        }
         g_autoptr(GError) error = NULL;
         GBytes *content = vmsnap_config_file_load(file->path, qemu_uid(snapshot), qemu_gid(snapshot),
                                                   snapshot->record->scratch_dir, &error);
         if (content)
-            vmsnap_snapshot_add_file(&snapshot->base, file->name, content, FALSE);
+            vmsnap_snapshot_add_file(&snapshot->base, file->name, content, VMSNAP_FILE_BOOT);
         else
             vmsnap_snapshot_add_left_out(&snapshot->base, file->name, error->message);
     }
@@ -450,9 +470,11 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     gboolean begun = snapshot_look_up(snapshot, options, error);
     if (begun) {
         selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
-        begun = selected && snapshot_prepare(snapshot, options, error) &&
+        begun = selected && snapshot_add_disks(snapshot, selected, error) &&
+                options->check(&snapshot->base, options->check_data, error) &&
+                snapshot_prepare(snapshot, options, error) &&
                 snapshot_begin_quiesced(snapshot, options, selected, error) &&
-                snapshot_open_disks(snapshot, options, selected, error);
+                snapshot_open_disks(snapshot, options, error);
     }
     if (!begun) {
         g_autoptr(GError) release_error = NULL;

@@ -60,6 +60,10 @@ void vmsnap_extent_map_free(VmsnapExtentMap *map) {
     g_free(map);
 }
 
+uint64_t vmsnap_extent_map_get_size(const VmsnapExtentMap *map) {
+    return map->size_bytes;
+}
+
 uint64_t vmsnap_extent_map_get_window_count(const VmsnapExtentMap *map) {
     return map->n_windows;
 }

@@ -18,6 +18,8 @@ VmsnapExtentMap *vmsnap_extent_map_new(uint64_t size_bytes, size_t max_memory_by
 void vmsnap_extent_map_free(VmsnapExtentMap *map);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapExtentMap, vmsnap_extent_map_free)
 
+uint64_t vmsnap_extent_map_get_size(const VmsnapExtentMap *map);
+
 uint64_t vmsnap_extent_map_get_window_count(const VmsnapExtentMap *map);
 
 /** Returns: length of window @index; only the last one may be shorter than VMSNAP_EXTENT_MAP_WINDOW_BYTES. */

@@ -41,6 +41,19 @@ VmsnapLayout *vmsnap_layout_new_memory(GBytes *content) {
     return &memory->base;
 }
 
+void vmsnap_segment_init_disk(VmsnapSegment *segment, VmsnapDiskView *disk, uint64_t offset, uint64_t length_bytes) {
+    VmsnapExtentKind kind = VMSNAP_EXTENT_DATA;
+    uint64_t run_bytes = 0;
+    gboolean known = vmsnap_extent_map_lookup(vmsnap_scan_get_map(disk->scan), offset, &kind, &run_bytes);
+    VmsnapSegmentKind known_kind = kind == VMSNAP_EXTENT_ZERO ? VMSNAP_SEGMENT_ZERO : VMSNAP_SEGMENT_DISK;
+    *segment = (VmsnapSegment){
+        .kind = known ? known_kind : VMSNAP_SEGMENT_UNKNOWN,
+        .length_bytes = MIN(run_bytes, length_bytes),
+        .disk = disk,
+        .disk_offset = offset,
+    };
+}
+
 void vmsnap_layout_free(VmsnapLayout *layout) {
     if (layout)
         layout->class->free(layout);
@@ -50,6 +63,10 @@ void vmsnap_layout_get_segment(const VmsnapLayout *layout, uint64_t offset, Vmsn
     g_assert(offset < layout->size_bytes);
     layout->class->segment_at(layout, offset, ret_segment);
     g_assert(ret_segment->length_bytes > 0 && ret_segment->length_bytes <= layout->size_bytes - offset);
+}
+
+void vmsnap_layout_compute(const VmsnapLayout *layout, uint64_t offset, size_t length, uint8_t *buffer) {
+    layout->class->compute(layout, offset, length, buffer);
 }
 
 uint64_t vmsnap_layout_get_allocated_bytes(const VmsnapLayout *layout) {

@@ -10,16 +10,16 @@ char *vmsnap_instant_format(int64_t instant_ns) {
     return g_strdup_printf("%s.%09" G_GINT64_FORMAT "Z", date, instant_ns % 1000000000);
 }
 
-static void add_disks(JsonBuilder *json, const VmsnapSnapshot *snapshot) {
+static void add_disks(JsonBuilder *json, const VmsnapSnapshot *snapshot, const VmsnapFormat *format) {
     json_builder_set_member_name(json, "disks");
     json_builder_begin_array(json);
     for (guint i = 0; i < snapshot->disks->len; i++) {
         const VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, i);
-        g_autofree char *file = g_strconcat(disk->name, ".raw", NULL);
+        g_autofree char *file = vmsnap_format_name_file(format, disk);
         json_builder_begin_object(json);
         vmsnap_json_add_string(json, "name", disk->name);
         vmsnap_json_add_string(json, "file", file);
-        vmsnap_json_add_string(json, "format", "raw");
+        vmsnap_json_add_string(json, "format", format->name);
         vmsnap_json_add_bytes(json, "size", disk->size_bytes);
         if (disk->source)
             vmsnap_json_add_string(json, "source", disk->source);
@@ -51,7 +51,7 @@ static void add_versions(JsonBuilder *json, const VmsnapSnapshot *snapshot) {
     json_builder_end_object(json);
 }
 
-GBytes *vmsnap_manifest_build(const VmsnapSnapshot *snapshot) {
+GBytes *vmsnap_manifest_build(const VmsnapSnapshot *snapshot, const VmsnapFormat *format) {
     g_autoptr(JsonBuilder) json = json_builder_new();
     g_autofree char *instant = vmsnap_instant_format(snapshot->instant_ns);
     json_builder_begin_object(json);
@@ -66,7 +66,7 @@ GBytes *vmsnap_manifest_build(const VmsnapSnapshot *snapshot) {
     vmsnap_json_add_string(json, "name", snapshot->machine);
     vmsnap_json_add_string(json, "uuid", snapshot->machine_uuid);
     json_builder_end_object(json);
-    add_disks(json, snapshot);
+    add_disks(json, snapshot, format);
     add_left_out(json, snapshot);
     json_builder_set_member_name(json, "checkpoint");
     json_builder_add_null_value(json);

@@ -1,18 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The format "raw": a file is the disk as it is, with its zero extents as zero segments. */
-#include "layout.h"
+#include "format.h"
 
 static void raw_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSegment *ret_segment) {
-    VmsnapExtentKind kind = VMSNAP_EXTENT_DATA;
-    uint64_t length = 0;
-    gboolean known = vmsnap_extent_map_lookup(vmsnap_scan_get_map(layout->disk->scan), offset, &kind, &length);
-    VmsnapSegmentKind known_kind = kind == VMSNAP_EXTENT_ZERO ? VMSNAP_SEGMENT_ZERO : VMSNAP_SEGMENT_DISK;
-    *ret_segment = (VmsnapSegment){
-        .kind = known ? known_kind : VMSNAP_SEGMENT_UNKNOWN,
-        .length_bytes = length,
-        .disk = layout->disk,
-        .disk_offset = offset,
-    };
+    vmsnap_segment_init_disk(ret_segment, layout->disk, offset, layout->size_bytes - offset);
 }
 
 static uint64_t raw_allocated_bytes(const VmsnapLayout *layout) {
@@ -36,3 +27,16 @@ VmsnapLayout *vmsnap_layout_new_raw(VmsnapDiskView *disk) {
     layout->disk = disk;
     return layout;
 }
+
+static VmsnapLayout *raw_layout_new(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot,
+                                    VmsnapDiskView *const *disks, guint n_disks) {
+    (void)options;
+    (void)snapshot;
+    g_assert(n_disks == 1);
+    return vmsnap_layout_new_raw(disks[0]);
+}
+
+const VmsnapFormat vmsnap_format_raw = {
+    .name = "raw",
+    .layout_new = raw_layout_new,
+};

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A fill walks the segments of its range. Zeroes and bytes in memory are there at once, ranges of a disk become reads
- * of the disk, all under way together, and where the extents are unknown the walk pauses until they are resolved. The
- * last part to finish ends the fill; the walk itself counts as a part, so that no early answer can end it too soon.
+ * A fill walks the segments of its range. Zeroes, and bytes in memory or computed, are there at once, ranges of a disk
+ * become reads of the disk, all under way together, and where the extents are unknown the walk pauses until they are
+ * resolved. The last part to finish ends the fill; the walk itself counts as a part, so that no early answer can end it
+ * too soon.
  */
 #include "read.h"
 
@@ -54,6 +55,8 @@ static void fill_segment(Fill *fill, const VmsnapSegment *segment, size_t length
     uint8_t *target = fill->buffer + (fill->position - fill->start);
     if (segment->kind == VMSNAP_SEGMENT_MEMORY) {
         memcpy(target, segment->memory, length);
+    } else if (segment->kind == VMSNAP_SEGMENT_COMPUTED) {
+        vmsnap_layout_compute(fill->layout, fill->position, length, target);
     } else if (segment->kind == VMSNAP_SEGMENT_ZERO) {
         memset(target, 0, length);
     } else {

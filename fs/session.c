@@ -198,7 +198,6 @@ static int session_loop(VmsnapSession *session) {
     struct fuse_loop_config *config = fuse_loop_cfg_create();
     fuse_loop_cfg_set_max_threads(config, MAX_LOOP_THREADS);
     fuse_loop_cfg_set_idle_threads(config, MAX_LOOP_THREADS);
-    vmsnap_view_start(session->ops.view);
     /* Only while there is a handler: otherwise they would kill the process, and nobody would end the snapshot. */
     ending_signals_set_mask(SIG_UNBLOCK);
     int result = fuse_session_loop_mt(session->fuse, config);

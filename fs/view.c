@@ -3,14 +3,20 @@
 #include "view.h"
 
 #include "manifest.h"
+#include "map_wait.h"
 #include "size.h"
 #include "status.h"
+
+#include "vmsnap/error.h"
 
 #include <errno.h>
 
 /* Buffers for reads that find nothing fetched ahead. Each is as large as FUSE's largest read, so this is 12 MiB. */
 #define DEMAND_BUFFER_BYTES ((size_t)1 << 20)
 #define MAX_DEMAND_BUFFERS 12
+
+#define HIDDEN_NAME ".vmsnap"
+#define MANIFEST_NAME "manifest.json"
 
 static char *status_json_generate(gpointer user_data) {
     return vmsnap_status_build_json(user_data);
@@ -38,15 +44,6 @@ static void view_add_memory_file(VmsnapView *view, VmsnapNode *directory, const 
     (void)vmsnap_tree_add_file(view->tree, directory, name, vmsnap_layout_new_memory(content));
 }
 
-static void view_add_disks(VmsnapView *view, VmsnapNode *root) {
-    for (guint i = 0; i < view->snapshot->disks->len; i++) {
-        VmsnapDiskView *disk = vmsnap_disk_view_new(g_ptr_array_index(view->snapshot->disks, i), view->throttle);
-        g_ptr_array_add(view->disks, disk);
-        g_autofree char *name = g_strconcat(disk->disk->name, ".raw", NULL);
-        (void)vmsnap_tree_add_file(view->tree, root, name, vmsnap_layout_new_raw(disk));
-    }
-}
-
 static VmsnapReaderResources resources_new(const VmsnapView *view, const VmsnapViewOptions *options) {
     uint64_t n_chunks = (options->readahead_bytes + VMSNAP_READER_CHUNK_BYTES - 1) / VMSNAP_READER_CHUNK_BYTES;
     return (VmsnapReaderResources){
@@ -60,20 +57,23 @@ static VmsnapReaderResources resources_new(const VmsnapView *view, const VmsnapV
 VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot, const VmsnapViewOptions *options) {
     VmsnapView *view = g_new0(VmsnapView, 1);
     view->snapshot = snapshot;
+    view->format = options->format;
     view->disks = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_disk_view_free);
     view->tree = vmsnap_tree_new(snapshot->machine_uuid);
     view->throttle = vmsnap_throttle_new(options->speed_bytes_per_s);
     view->resources = resources_new(view, options);
 
+    for (guint i = 0; i < snapshot->disks->len; i++)
+        g_ptr_array_add(view->disks, vmsnap_disk_view_new(g_ptr_array_index(snapshot->disks, i), view->throttle));
+
     VmsnapNode *root = vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID);
-    VmsnapNode *hidden = vmsnap_tree_add_directory(view->tree, root, ".vmsnap", TRUE);
-    view_add_disks(view, root);
+    VmsnapNode *hidden = vmsnap_tree_add_directory(view->tree, root, HIDDEN_NAME, TRUE);
     for (guint i = 0; i < snapshot->files->len; i++) {
         const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, i);
-        view_add_memory_file(view, file->hidden ? hidden : root, file->name, file->content);
+        view_add_memory_file(view, file->kind == VMSNAP_FILE_HIDDEN ? hidden : root, file->name, file->content);
     }
-    g_autoptr(GBytes) manifest = vmsnap_manifest_build(snapshot);
-    view_add_memory_file(view, root, "manifest.json", manifest);
+    g_autoptr(GBytes) manifest = vmsnap_manifest_build(snapshot, options->format.format);
+    view_add_memory_file(view, root, MANIFEST_NAME, manifest);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "status.json", status_json_generate, NULL, view);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "status", status_text_generate, NULL, view);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "speed", speed_generate, speed_store, view);
@@ -91,11 +91,58 @@ void vmsnap_view_free(VmsnapView *view) {
     g_free(view);
 }
 
-void vmsnap_view_start(VmsnapView *view) {
+static void view_add_disks(VmsnapView *view) {
+    const VmsnapFormat *format = view->format.format;
+    guint n_in_file = format->one_file ? view->disks->len : 1;
+    for (guint i = 0; i < view->disks->len; i += n_in_file) {
+        VmsnapDiskView *const *disks = (VmsnapDiskView *const *)&g_ptr_array_index(view->disks, i);
+        g_autofree char *name = vmsnap_format_name_file(format, disks[0]->disk);
+        VmsnapLayout *layout = format->layout_new(&view->format, view->snapshot, disks, n_in_file);
+        (void)vmsnap_tree_add_file(view->tree, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), name, layout);
+    }
+}
+
+gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, GError **error) {
     for (guint i = 0; i < view->disks->len; i++) {
         VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
         vmsnap_scan_start(disk->scan);
     }
+    if (view->format.format->needs_maps && !vmsnap_map_wait(view->snapshot, view->disks, interrupted, error))
+        return FALSE;
+    view_add_disks(view);
+    return TRUE;
+}
+
+static gboolean names_add(GHashTable *names, char *name, GError **error) {
+    if (g_hash_table_contains(names, name)) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to use '%s' for two files: rename the one that config= names", name);
+        g_free(name);
+        return FALSE;
+    }
+    g_hash_table_add(names, name);
+    return TRUE;
+}
+
+static gboolean check_names(const VmsnapViewOptions *options, const VmsnapSnapshot *snapshot, GError **error) {
+    g_autoptr(GHashTable) names = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    const VmsnapFormat *format = options->format.format;
+    guint n_in_file = format->one_file ? MAX(snapshot->disks->len, 1) : 1;
+    g_hash_table_add(names, g_strdup(HIDDEN_NAME));
+    g_hash_table_add(names, g_strdup(MANIFEST_NAME));
+    for (guint i = 0; i < snapshot->disks->len; i += n_in_file)
+        if (!names_add(names, vmsnap_format_name_file(format, g_ptr_array_index(snapshot->disks, i)), error))
+            return FALSE;
+    for (guint i = 0; i < snapshot->files->len; i++) {
+        const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, i);
+        if (file->kind != VMSNAP_FILE_HIDDEN && !names_add(names, g_strdup(file->name), error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+gboolean vmsnap_view_check(const VmsnapViewOptions *options, const VmsnapSnapshot *snapshot, GError **error) {
+    return check_names(options, snapshot, error) && vmsnap_format_check(&options->format, snapshot, error);
 }
 
 void vmsnap_view_stop(VmsnapView *view) {

@@ -2,17 +2,21 @@
 /* A snapshot as files: its disks with their maps, and the tree that shows them. Knows nothing of FUSE. */
 #pragma once
 
+#include "format.h"
+#include "map_wait.h"
 #include "reader.h"
 #include "tree.h"
 
 typedef struct {
     uint64_t readahead_bytes;   /* memory for read-ahead, all readers together; 0 for no read-ahead */
     uint64_t speed_bytes_per_s; /* limit of disk reads, all together; 0 for none */
+    VmsnapFormatOptions format;
 } VmsnapViewOptions;
 
-/** Immutable from new to free; what it points to takes care of itself. */
+/** Immutable once started; what it points to takes care of itself. */
 typedef struct {
     VmsnapSnapshot *snapshot;
+    VmsnapFormatOptions format;
     GPtrArray *disks; /* of VmsnapDiskView, owned; in the order of the snapshot */
     VmsnapTree *tree;
     VmsnapThrottle *throttle;        /* of all disks; owned */
@@ -20,10 +24,18 @@ typedef struct {
 } VmsnapView;
 
 /**
+ * vmsnap_view_check:
+ * @snapshot: as in vmsnap_format_check()
+ *
+ * Returns: FALSE with @error set if there can be no view of @snapshot.
+ */
+gboolean vmsnap_view_check(const VmsnapViewOptions *options, const VmsnapSnapshot *snapshot, GError **error);
+
+/**
  * vmsnap_view_new:
  * @snapshot: must outlive the view
  *
- * Builds the files, without a question to the backend.
+ * Builds all files but those of the disks, without a question to the backend.
  */
 VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot, const VmsnapViewOptions *options);
 
@@ -34,5 +46,11 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapView, vmsnap_view_free)
 /** Answers what the throttle still holds back, for a snapshot that has ended. */
 void vmsnap_view_stop(VmsnapView *view);
 
-/** Begins to map the disks in the background. */
-void vmsnap_view_start(VmsnapView *view);
+/**
+ * vmsnap_view_start:
+ * @interrupted: called now and then
+ *
+ * Begins to map the disks in the background, and adds their files. Blocks until they are mapped, if the format needs
+ * that. Once, before the first look at the tree. Returns: FALSE with @error set if that failed.
+ */
+gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, GError **error);

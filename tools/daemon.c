@@ -12,6 +12,7 @@
 #include "daemon.h"
 
 #include "cleanup.h"
+#include "extra_files.h"
 #include "fs/session.h"
 #include "guardian.h"
 #include "privileges.h"
@@ -160,6 +161,21 @@ static VmsnapSnapshot *begin_in_time(const VmsnapBeginOptions *options, Starter 
     return begin.snapshot;
 }
 
+static VmsnapViewOptions view_options(const VmsnapOptions *options) {
+    return (VmsnapViewOptions){
+        .readahead_bytes = options->readahead_bytes,
+        .speed_bytes_per_s = options->speed_bytes_per_s,
+        .format = options->format,
+    };
+}
+
+static gboolean check_snapshot(VmsnapSnapshot *snapshot, gpointer user_data, GError **error) {
+    const VmsnapOptions *options = user_data;
+    const VmsnapViewOptions view = view_options(options);
+    vmsnap_extra_files_add(snapshot, (const char *const *)options->config_paths, options->config_contents);
+    return vmsnap_view_check(&view, snapshot, error);
+}
+
 static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const VmsnapGuardian *guardian) {
     return (VmsnapBeginOptions){
         .uuid = guardian->uuid,
@@ -176,6 +192,8 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const Vmsn
         .freeze_timeout_ms = options->freeze_timeout_ms,
         .scratch_reserve_bytes = options->scratch_reserve_bytes,
         .scratch_max_bytes = options->scratch_max_bytes,
+        .check = check_snapshot,
+        .check_data = (gpointer)options,
     };
 }
 
@@ -247,13 +265,14 @@ static gboolean readiness_tell(gpointer user_data) {
 }
 
 /* Serves the mounted session until its end. Returns: FALSE with @error set if it could not even begin. */
-static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter *starter, VmsnapGuardian *guardian,
+static gboolean serve(VmsnapSession *session, VmsnapView *view, Starter *starter, VmsnapGuardian *guardian,
                       gboolean *ret_aborted, GError **error) {
+    VmsnapSnapshot *snapshot = view->snapshot;
     uint64_t mount_id = vmsnap_session_get_mount_id(session);
     Readiness readiness = {.starter = starter, .snapshot = snapshot, .mount_point = guardian->mount_point};
     vmsnap_privileges_drop();
     int result = -1;
-    if (vmsnap_snapshot_start(snapshot, error))
+    if (vmsnap_snapshot_start(snapshot, error) && vmsnap_view_start(view, ending_signal_pending, error))
         result = vmsnap_session_run(session, readiness_tell, &readiness, error);
     if (result >= 0 && !readiness.ready)
         set_interrupted_error(snapshot->machine, error);
@@ -277,16 +296,13 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
 
     g_autoptr(GError) error = NULL;
     /* The view and the session look at the snapshot, and are freed after it has ended. */
-    const VmsnapViewOptions view_options = {
-        .readahead_bytes = options->readahead_bytes,
-        .speed_bytes_per_s = options->speed_bytes_per_s,
-    };
-    g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &view_options);
+    const VmsnapViewOptions how = view_options(options);
+    g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &how);
     g_autoptr(VmsnapSession) session = session_mount(view, options, guardian->mount_point, &error);
     gboolean aborted = TRUE, served = FALSE;
     if (session) {
         vmsnap_utab_add(options->source, guardian->mount_point);
-        served = serve(session, snapshot, starter, guardian, &aborted, &error);
+        served = serve(session, view, starter, guardian, &aborted, &error);
     }
     g_autoptr(GError) end_error = NULL;
     (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);

@@ -4,6 +4,7 @@
 #include "cleanup.h"
 #include "config.h"
 #include "daemon.h"
+#include "extra_files.h"
 #include "mount_point.h"
 #include "report.h"
 
@@ -46,6 +47,9 @@ int main(int argc, char **argv) {
         return vmsnap_cleanup_main(options->source);
     g_autofree char *mount_point = vmsnap_mount_point_check(options->mount_point, &error);
     if (!mount_point || !vmsnap_mount_point_check_fuse(mount_point, options->allow_other, &error))
+        return vmsnap_report_error(error);
+    options->config_contents = vmsnap_extra_files_load((const char *const *)options->config_paths, &error);
+    if (!options->config_contents)
         return vmsnap_report_error(error);
     if (options->fake)
         return EXIT_SUCCESS;

@@ -25,6 +25,9 @@
 #define MAX_READAHEAD_BYTES (UINT64_C(1) << 40)
 #define DEFAULT_FREEZE_TIMEOUT_S 5
 #define MAX_FREEZE_TIMEOUT_S 300
+#define DEFAULT_CLUSTER_BYTES (64U << 10)
+#define MIN_CLUSTER_BYTES 512
+#define MAX_CLUSTER_BYTES (UINT64_C(2) << 20)
 #define DEFAULT_SCRATCH_RESERVE_BYTES (UINT64_C(512) << 20)
 
 static gboolean usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -44,12 +47,12 @@ static gboolean set_string(char **target, const char *value) {
     return TRUE;
 }
 
-static gboolean set_names(char ***target, const char *name, const char *value, GError **error) {
+static gboolean set_names(char ***target, const char *name, const char *example, const char *value, GError **error) {
     g_auto(GStrv) names = g_strsplit(value, ":", -1);
     for (char **each = names; *each; each++)
         if (!**each)
-            return usage_error(error, "failed to use option '%s=%s': it has an empty name; write %s=vda:vdb", name,
-                               value, name);
+            return usage_error(error, "failed to use option '%s=%s': it has an empty name; write %s=%s", name, value,
+                               name, example);
     g_strfreev(*target);
     *target = g_steal_pointer(&names);
     return TRUE;
@@ -61,11 +64,11 @@ static gboolean parse_connect(VmsnapOptions *options, const char *value, GError 
 }
 
 static gboolean parse_disks(VmsnapOptions *options, const char *value, GError **error) {
-    return set_names(&options->disks, "disks", value, error);
+    return set_names(&options->disks, "disks", "vda:vdb", value, error);
 }
 
 static gboolean parse_exclude(VmsnapOptions *options, const char *value, GError **error) {
-    return set_names(&options->exclude, "exclude", value, error);
+    return set_names(&options->exclude, "exclude", "vda:vdb", value, error);
 }
 
 static gboolean parse_scratch(VmsnapOptions *options, const char *value, GError **error) {
@@ -177,6 +180,27 @@ static gboolean parse_speed(VmsnapOptions *options, const char *value, GError **
     return TRUE;
 }
 
+static gboolean parse_format(VmsnapOptions *options, const char *value, GError **error) {
+    options->format.format = vmsnap_format_find(value);
+    return options->format.format ||
+           usage_error(error, "failed to use option 'format=%s': it is none of raw, qcow2 and vma", value);
+}
+
+static gboolean parse_cluster_size(VmsnapOptions *options, const char *value, GError **error) {
+    uint64_t bytes;
+    if (!vmsnap_size_parse(value, &bytes) || bytes < MIN_CLUSTER_BYTES || bytes > MAX_CLUSTER_BYTES ||
+        (bytes & (bytes - 1)) != 0)
+        return usage_error(error, "failed to use option 'cluster_size=%s': it is no power of two from 512 to 2M",
+                           value);
+    options->format.cluster_bytes = (uint32_t)bytes;
+    options->has_cluster_size = TRUE;
+    return TRUE;
+}
+
+static gboolean parse_config(VmsnapOptions *options, const char *value, GError **error) {
+    return set_names(&options->config_paths, "config", "FILE:FILE", value, error);
+}
+
 static gboolean parse_ro(VmsnapOptions *options, const char *value, GError **error) {
     (void)value;
     (void)error;
@@ -224,6 +248,9 @@ static const struct {
     {"connections", TRUE, parse_connections},
     {"readahead", TRUE, parse_readahead},
     {"speed", TRUE, parse_speed},
+    {"format", TRUE, parse_format},
+    {"cluster_size", TRUE, parse_cluster_size},
+    {"config", TRUE, parse_config},
     {"ro", FALSE, parse_ro},
     {"rw", FALSE, parse_rw},
     {"remount", FALSE, parse_remount},
@@ -336,6 +363,9 @@ static const char help_text[] =
     "  disks=vda:vdb      only these disks (default: all that can be backed up)\n"
     "  exclude=vdc        all but these disks\n"
     "  scratch=DIR        where QEMU keeps overwritten data (default: /var/lib/vmsnap)\n"
+    "  format=FORMAT      show disks as raw (default) or qcow2, or all in one file as vma\n"
+    "  cluster_size=SIZE  of qcow2 (default: 64K)\n"
+    "  config=FILE:FILE   more files that belong to the machine\n"
     "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
     "  allow_other        let other users in, as far as the mode does\n"
     "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
@@ -359,6 +389,8 @@ static VmsnapOptions *options_new(void) {
     options->readahead_bytes = DEFAULT_READAHEAD_BYTES;
     options->freeze_timeout_ms = DEFAULT_FREEZE_TIMEOUT_S * 1000;
     options->scratch_reserve_bytes = DEFAULT_SCRATCH_RESERVE_BYTES;
+    options->format.format = &vmsnap_format_raw;
+    options->format.cluster_bytes = DEFAULT_CLUSTER_BYTES;
     options->mount_options = g_string_new(NULL);
     return options;
 }
@@ -371,6 +403,8 @@ void vmsnap_options_free(VmsnapOptions *options) {
     g_free(options->connect_uri);
     g_strfreev(options->disks);
     g_strfreev(options->exclude);
+    g_strfreev(options->config_paths);
+    g_clear_pointer(&options->config_contents, g_ptr_array_unref);
     g_free(options->scratch_dir);
     g_string_free(options->mount_options, TRUE);
     g_free(options);
@@ -410,6 +444,11 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
     for (char **string = option_strings; string && *string; string++)
         if (!parse_option_string(options, *string, error))
             return NULL;
+    if (options->has_cluster_size && options->format.format != &vmsnap_format_qcow2) {
+        usage_error(error, "failed to use option 'cluster_size': format=%s has no clusters to choose; use format=qcow2",
+                    options->format.format->name);
+        return NULL;
+    }
     if (!options->show_version && !parse_operands(options, operands, error))
         return NULL;
     return g_steal_pointer(&options);

@@ -2,7 +2,7 @@
 /* The command line and the option string of mount.vmsnap. */
 #pragma once
 
-#include "vmsnap/backend.h"
+#include "fs/format.h"
 
 #include <glib.h>
 #include <stdint.h>
@@ -20,9 +20,13 @@ typedef struct {
     gboolean cleanup; /* then there is no mount point, and the source may be NULL */
 
     char *connect_uri;
-    char **disks;      /* NULL for all */
-    char **exclude;    /* NULL for none */
-    char *scratch_dir; /* absolute; NULL for the default */
+    char **disks;   /* NULL for all */
+    char **exclude; /* NULL for none */
+    VmsnapFormatOptions format;
+    gboolean has_cluster_size;
+    char **config_paths;        /* as typed; NULL for none */
+    GPtrArray *config_contents; /* of GBytes, in the same order; filled in by who reads them */
+    char *scratch_dir;          /* absolute; NULL for the default */
     uid_t uid;
     gid_t gid;
     mode_t mode;

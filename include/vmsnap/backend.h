@@ -41,11 +41,17 @@ typedef struct {
     VmsnapExtentKind kind;
 } VmsnapExtent;
 
-/** A small file that belongs to the snapshot: configuration, firmware variables, a kernel. */
+typedef enum {
+    VMSNAP_FILE_CONFIG, /* describes the machine */
+    VMSNAP_FILE_BOOT,   /* what it boots from: firmware variables, a kernel */
+    VMSNAP_FILE_HIDDEN, /* tells of the snapshot, and belongs into .vmsnap/ */
+} VmsnapFileKind;
+
+/** A small file that belongs to the snapshot. */
 typedef struct {
     char *name;
     GBytes *content;
-    gboolean hidden; /* belongs into .vmsnap/ */
+    VmsnapFileKind kind;
 } VmsnapConfigFile;
 
 /** A disk of the machine that is not part of the snapshot, and why. */
@@ -67,6 +73,15 @@ typedef enum {
     VMSNAP_QUIESCE_REQUIRE, /* if that fails, nothing is begun */
 } VmsnapQuiesceMode;
 
+/**
+ * VmsnapCheckFunc:
+ * @snapshot: its machine, its disks with their sizes, and the files that describe the machine are known; files may be
+ *   added
+ *
+ * Called before anything is begun or made. Returns: FALSE with @error set if nothing is to be begun.
+ */
+typedef gboolean (*VmsnapCheckFunc)(VmsnapSnapshot *snapshot, gpointer user_data, GError **error);
+
 /** What the user asked for. All strings belong to the caller and must outlive the call. */
 typedef struct {
     const char *uuid;           /* of the snapshot to begin */
@@ -83,6 +98,8 @@ typedef struct {
     unsigned freeze_timeout_ms;     /* for the guest to freeze, and then to be frozen */
     uint64_t scratch_reserve_bytes; /* what scratch must leave free in its filesystem */
     uint64_t scratch_max_bytes;     /* what all scratch files may use together, or 0 for no limit */
+    VmsnapCheckFunc check;
+    gpointer check_data;
 } VmsnapBeginOptions;
 
 /** One disk of a snapshot. Every field is immutable from begin to free. */
@@ -271,7 +288,10 @@ void vmsnap_snapshot_clear(VmsnapSnapshot *snapshot);
  * vmsnap_snapshot_add_file:
  * @content: (transfer full)
  */
-void vmsnap_snapshot_add_file(VmsnapSnapshot *snapshot, const char *name, GBytes *content, gboolean hidden);
+void vmsnap_snapshot_add_file(VmsnapSnapshot *snapshot, const char *name, GBytes *content, VmsnapFileKind kind);
+
+/** Returns: (transfer none): the file of that name, or NULL. */
+const VmsnapConfigFile *vmsnap_snapshot_find_file(const VmsnapSnapshot *snapshot, const char *name);
 
 void vmsnap_snapshot_add_left_out(VmsnapSnapshot *snapshot, const char *name, const char *reason);
 

@@ -145,15 +145,15 @@ static void test_after_the_end_reads_fail(void) {
 
 static void test_what_is_added_is_kept(void) {
     VmsnapSnapshot *snapshot = snapshot_new();
-    vmsnap_snapshot_add_file(snapshot, "domain.xml", g_bytes_new("<domain/>", 9), FALSE);
-    vmsnap_snapshot_add_file(snapshot, "backup.xml", g_bytes_new("", 0), TRUE);
+    vmsnap_snapshot_add_file(snapshot, "domain.xml", g_bytes_new("<domain/>", 9), VMSNAP_FILE_CONFIG);
+    vmsnap_snapshot_add_file(snapshot, "backup.xml", g_bytes_new("", 0), VMSNAP_FILE_HIDDEN);
     vmsnap_snapshot_add_left_out(snapshot, "sda", "is a CD-ROM");
     vmsnap_snapshot_add_version(snapshot, "qemu", g_strdup("7.2.0"));
     const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, 0);
     g_assert_cmpstr(file->name, ==, "domain.xml");
     g_assert_cmpuint(g_bytes_get_size(file->content), ==, 9);
-    g_assert_false(file->hidden);
-    g_assert_true(((const VmsnapConfigFile *)g_ptr_array_index(snapshot->files, 1))->hidden);
+    g_assert_cmpint(file->kind, ==, VMSNAP_FILE_CONFIG);
+    g_assert_cmpint(((const VmsnapConfigFile *)g_ptr_array_index(snapshot->files, 1))->kind, ==, VMSNAP_FILE_HIDDEN);
     const VmsnapLeftOut *left_out = g_ptr_array_index(snapshot->left_out, 0);
     g_assert_cmpstr(left_out->name, ==, "sda");
     g_assert_cmpstr(left_out->reason, ==, "is a CD-ROM");

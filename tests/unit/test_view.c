@@ -15,7 +15,7 @@
 
 #define DISK_BYTES (UINT64_C(8) << 20)
 
-static const VmsnapViewOptions view_options = {.readahead_bytes = 1 << 20};
+static const VmsnapViewOptions view_options = {.readahead_bytes = 1 << 20, .format = {.format = &vmsnap_format_raw}};
 
 typedef struct {
     VmsnapSnapshot *snapshot;
@@ -27,8 +27,8 @@ static void fixture_init(Fixture *fixture) {
     VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
     (void)memory_snapshot_add_disk(snapshot, "vda", extents_alternate(DISK_BYTES, 64 << 10));
     (void)memory_snapshot_add_disk(snapshot, "vdb", extents_alternate(DISK_BYTES, 64 << 10));
-    vmsnap_snapshot_add_file(snapshot, "domain.xml", g_bytes_new("<domain/>", 9), FALSE);
-    vmsnap_snapshot_add_file(snapshot, "backup.xml", g_bytes_new("<domainbackup/>", 15), TRUE);
+    vmsnap_snapshot_add_file(snapshot, "domain.xml", g_bytes_new("<domain/>", 9), VMSNAP_FILE_CONFIG);
+    vmsnap_snapshot_add_file(snapshot, "backup.xml", g_bytes_new("<domainbackup/>", 15), VMSNAP_FILE_HIDDEN);
     vmsnap_snapshot_add_left_out(snapshot, "sda", "is a \"CD-ROM\"\n\\");
     vmsnap_snapshot_add_version(snapshot, "vmsnap", g_strdup("0.1"));
     vmsnap_snapshot_add_version(snapshot, "qemu", g_strdup("7.2.0"));
@@ -36,10 +36,21 @@ static void fixture_init(Fixture *fixture) {
     fixture->view = vmsnap_view_new(snapshot, &view_options);
 }
 
+static gboolean never(void) {
+    return FALSE;
+}
+
+static void fixture_start(Fixture *fixture) {
+    g_autoptr(GError) error = NULL;
+    gboolean started = vmsnap_view_start(fixture->view, never, &error);
+    g_assert_no_error(error);
+    g_assert_true(started);
+}
+
 static void fixture_scan(Fixture *fixture) {
     Latch complete;
     latch_init(&complete);
-    vmsnap_view_start(fixture->view);
+    fixture_start(fixture);
     for (guint i = 0; i < fixture->view->disks->len; i++) {
         VmsnapDiskView *disk = g_ptr_array_index(fixture->view->disks, i);
         vmsnap_scan_wait(disk->scan, G_MAXINT64, latch_count, &complete);
@@ -117,7 +128,7 @@ static JsonObject *parse(JsonParser *parser, const char *text, gssize length) {
 static void test_the_manifest_has_what_the_design_promises(void) {
     Fixture fixture;
     fixture_init(&fixture);
-    g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.snapshot);
+    g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.snapshot, &vmsnap_format_raw);
     g_autoptr(JsonParser) parser = json_parser_new();
     gsize length;
     const char *text = g_bytes_get_data(manifest, &length);
@@ -343,7 +354,7 @@ static void test_only_the_speed_takes_orders(void) {
 
 /* The limit that the view begins with is that of its disks, and so is one that is set later. */
 static void test_the_speed_is_that_of_all_disks(void) {
-    static const VmsnapViewOptions slow = {.speed_bytes_per_s = 1 << 20};
+    static const VmsnapViewOptions slow = {.speed_bytes_per_s = 1 << 20, .format = {.format = &vmsnap_format_raw}};
     Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
     (void)memory_snapshot_add_disk(fixture.snapshot, "vda", extents_alternate(DISK_BYTES, 64 << 10));
     (void)memory_snapshot_add_disk(fixture.snapshot, "vdb", extents_alternate(DISK_BYTES, 64 << 10));
@@ -360,7 +371,7 @@ static void test_the_speed_is_that_of_all_disks(void) {
 
 /* Returns: how many buffers a view with so much memory for read-ahead has. */
 static guint count_ahead_buffers(uint64_t readahead_bytes) {
-    const VmsnapViewOptions options = {.readahead_bytes = readahead_bytes};
+    const VmsnapViewOptions options = {.readahead_bytes = readahead_bytes, .format = {.format = &vmsnap_format_raw}};
     Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
     fixture.view = vmsnap_view_new(fixture.snapshot, &options);
     g_autoptr(GPtrArray) taken = g_ptr_array_new();

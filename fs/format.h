@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How the disks of a snapshot are laid out as files. A format is one file that implements VmsnapFormat, and a line in
+ * format.c.
+ */
+#pragma once
+
+#include "layout.h"
+
+typedef struct VmsnapFormat VmsnapFormat;
+
+typedef struct {
+    const VmsnapFormat *format;
+    uint32_t cluster_bytes; /* qcow2: a power of two */
+} VmsnapFormatOptions;
+
+/**
+ * VmsnapFormat: what a format implements. Callers use the functions below.
+ * @name: what the user calls it, and how the names of its files end
+ * @one_file: all disks are in one file, named by the machine, and not each in its own
+ * @needs_maps: the layout can only be made when the maps of its disks are complete
+ * @check: see vmsnap_format_check(); may be NULL
+ * @layout_new: makes the layout of the file that shows @disks: one, or all of a snapshot if they are in one file. All
+ *   arguments but @options outlive it
+ */
+struct VmsnapFormat {
+    const char *name;
+    gboolean one_file;
+    gboolean needs_maps;
+    gboolean (*check)(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot, GError **error);
+    VmsnapLayout *(*layout_new)(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot,
+                                VmsnapDiskView *const *disks, guint n_disks);
+};
+
+extern const VmsnapFormat vmsnap_format_raw;
+extern const VmsnapFormat vmsnap_format_qcow2;
+extern const VmsnapFormat vmsnap_format_vma;
+
+/** Returns: the format of that name, or NULL. */
+const VmsnapFormat *vmsnap_format_find(const char *name);
+
+/**
+ * vmsnap_format_check:
+ * @snapshot: about to begin: it has its machine, its disks and what describes them
+ *
+ * Returns: FALSE with @error set if the format cannot hold that.
+ */
+gboolean vmsnap_format_check(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot, GError **error);
+
+/** Returns: (transfer full): the name of the file that @disk is in. */
+char *vmsnap_format_name_file(const VmsnapFormat *format, const VmsnapDisk *disk);

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* For formats whose files have a size only when it is known which parts of the disks are data. */
+#pragma once
+
+#include "disk_view.h"
+
+/** Returns: whether what blocks is to be given up. */
+typedef gboolean (*VmsnapInterruptedFunc)(void);
+
+/**
+ * vmsnap_map_wait:
+ * @disks: (element-type VmsnapDiskView): of @snapshot, all being scanned
+ * @interrupted: called now and then
+ *
+ * Blocks until the maps of @disks are complete. Returns: FALSE with @error set if they are not going to be.
+ */
+gboolean vmsnap_map_wait(VmsnapSnapshot *snapshot, const GPtrArray *disks, VmsnapInterruptedFunc interrupted,
+                         GError **error);
