@@ -11,7 +11,7 @@ packages="
   libfuse3-dev libnbd-dev libvirt-dev libglib2.0-dev libjson-glib-dev uuid-dev libxml2-dev libmount-dev libcap-ng-dev
   fuse3 libnbd-bin nbdkit libvirt-clients libvirt-daemon-system qemu-system-x86 qemu-utils
   busybox-static cpio e2fsprogs python3 iproute2 procps mount util-linux
-  attr autofs borgbackup jq ovmf restic rsync systemd tar zstd
+  attr autofs borgbackup guestfish jq kmod ovmf restic rsync systemd tar zstd
   fio gnuplot-nox virtnbdbackup
 "
 

@@ -3,8 +3,9 @@
 #
 # Makes what boots the test VM out of Debian's packages:
 #
-#     build.sh OUTDIR INIT AGENT PROGRAM...   ->  OUTDIR/vmlinuz, OUTDIR/initrd, OUTDIR/initrd-agent
+#     build.sh OUTDIR INIT AGENT PROGRAM...   ->  OUTDIR/vmlinuz, OUTDIR/initrd, OUTDIR/initrd-agent, OUTDIR/modules.path
 #
+# The last one names the directory of all the kernel's modules, for those who build a guest of their own: libguestfs.
 # initrd-agent has the real QEMU guest agent besides, which more than doubles it: for the machines that want it.
 #
 # No package is installed, since that would touch this machine's initramfs and boot loader, and the agent is a service
@@ -43,7 +44,8 @@ find_kernel() {
 
 unpack_kernel() {
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p')
-  [ -n "$package" ] && unpack "$package" './boot/vmlinuz-*' '*/virtio*.ko'
+  [ -n "$package" ] && unpack "$package" './boot/vmlinuz-*' './lib/modules/*' &&
+    for modules in lib/modules/*; do /sbin/depmod --basedir . "${modules##*/}"; done
 }
 
 unpack_agent() {
@@ -60,7 +62,8 @@ if [ -z "$kernel" ]; then
   fetch "$root" unpack_kernel
   kernel=$(find_kernel "$root")
 fi
-modules=$root/lib/modules/${kernel##*/vmlinuz-}/kernel/drivers
+modules=$root/lib/modules/${kernel##*/vmlinuz-}
+drivers=$modules/kernel/drivers
 
 qemu_ga=/usr/sbin/qemu-ga
 if [ ! -e "$qemu_ga" ]; then
@@ -82,16 +85,17 @@ base=$stage/base
 mkdir -p "$base/bin" "$base/modules" "$base/dev" "$base/proc" "$base/sys"
 cp "$init" "$base/init"
 cp /bin/busybox "$@" "$base/bin"
-cp "$modules"/virtio/virtio*.ko "$modules/block/virtio_blk.ko" "$base/modules"
+cp "$drivers"/virtio/virtio*.ko "$drivers/block/virtio_blk.ko" "$base/modules"
 
 # What is only there with the agent. It is dynamic; lines of ldd are "NAME => PATH (ADDRESS)", the loader's only PATH.
 more=$stage/more
 mkdir -p "$more/bin" "$more/modules"
 cp "$agent" "$qemu_ga" "$more/bin"
 ldd "$qemu_ga" | grep -o '/[^ ]*' | xargs cp --dereference --parents --target-directory="$more"
-cp "$modules/char/virtio_console.ko" "$more/modules"
+cp "$drivers/char/virtio_console.ko" "$more/modules"
 
 cp "$kernel" "$out/vmlinuz"
+echo "$modules" >"$out/modules.path"
 archive "$base" >"$out/initrd"
 # The kernel unpacks archives one after the other.
 archive "$more" | cat "$out/initrd" - >"$out/initrd-agent"

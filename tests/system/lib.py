@@ -209,9 +209,9 @@ class Vm:
         self.xml = self._domain(disks, devices, os_xml, memory)
 
     @classmethod
-    def restore(cls, copy, user=None):
+    def restore(cls, copy, user=None, disk_format='raw'):
         """
-        A machine of its own, out of what was copied from a mount: COPY is a directory with domain.xml, a NAME.raw for
+        A machine of its own, out of what was copied from a mount: COPY is a directory with domain.xml, an image for
         each disk, kernel and initrd. In the definition, only what must not be the same twice is changed: name, UUID and
         paths. The files come from a mount that is read-only and for its user alone, which a machine's disks cannot be.
         """
@@ -227,11 +227,11 @@ class Vm:
             vm._own(copy / file)
         for disk in domain.iterfind('devices/disk'):
             name = disk.find('target').get('dev')
-            image = copy / f'{name}.raw'
+            image = copy / f'{name}.{disk_format}'
             if image.exists():
                 image.chmod(0o600)
                 vm.images[name] = image
-                disk.find('driver').set('type', 'raw')
+                disk.find('driver').set('type', disk_format)
                 disk.find('source').set('file', str(image))
                 vm._own(image)
         vm.xml = ElementTree.tostring(domain, encoding='unicode')
@@ -446,6 +446,14 @@ class Vm:
 
     def _console_text(self):
         return self.console.read_text(errors='replace') if self.console.exists() else ''
+
+
+def appliance_environment(directory):
+    """What libguestfs needs to build its machine in DIRECTORY out of the kernel of tests/guest, and to run it here."""
+    modules = Path((GUEST / 'modules.path').read_text().strip())
+    return {**os.environ, 'SUPERMIN_KERNEL': str(GUEST / 'vmlinuz'), 'SUPERMIN_MODULES': str(modules),
+            'SUPERMIN_KERNEL_VERSION': modules.name, 'LIBGUESTFS_CACHEDIR': str(directory),
+            'LIBGUESTFS_BACKEND': 'direct', 'LIBGUESTFS_BACKEND_SETTINGS': 'force_tcg', 'LIBGUESTFS_MEMSIZE': '400'}
 
 
 def make_directory(name, user=None):

@@ -86,8 +86,8 @@ class Cycles(lib.TestCase):
                 early, late = values[WARM_UP:WARM_UP + SPAN], values[-SPAN:]
                 with self.subTest(process=process, what=what):
                     if what in ('descriptors', 'threads'):
-                        # Others come and go, as libvirtd's workers do.
-                        self.assertLessEqual(min(late), min(early), values)
+                        # Some come and go, as libvirtd's workers do; what is lost is lost in each cycle.
+                        self.assertLess(statistics.median(late) - statistics.median(early), SPAN, values)
                     else:
                         growth_kb = statistics.median(late) - statistics.median(early)
                         self.assertLess(growth_kb, tolerance_kb, values)
