@@ -142,7 +142,9 @@ class Session:
         self._stack.enter_context(self.mount)
         record = Path('/run/vmsnap') / f'{self.mount.status()["uuid"]}.json'
         self.socket = json.loads(record.read_text())['socket']
-        self._files[VMSNAP] = Files({disk: self.mount / f'{disk}.raw' for disk in self.disks}, [self.mount.daemon()])
+        manifest = json.loads((self.mount / 'manifest.json').read_text())
+        self._files[VMSNAP] = Files({disk['name']: self.mount / disk['file'] for disk in manifest['disks']},
+                                    [self.mount.daemon()])
         return self
 
     def __exit__(self, *failure):

@@ -172,6 +172,21 @@ class Read(Work):
         return {row: figure(timing, self._size) for row, figure in self._figures.items()}
 
 
+class Format(Work):
+    """The file that shows a dense disk in a format is read to its end."""
+
+    def __init__(self, row, name, sizes):
+        super().__init__([row], ['dense'])
+        self._name, self._size = name, sizes.dense
+
+    def measure(self, arena, contestant):
+        [disk] = arena.names(self.disks)
+        options = ','.join(filter(None, (contestant.options, f'format={self._name}')))
+        files = arena.session([disk], options).files(VMSNAP)
+        timing = peers.time_commands(arena.vm, dd_all(files.paths[disk]), files.servers)
+        return {self.rows[0]: throughput(timing, self._size)}
+
+
 class RandomRead(Work):
     """fio reads 4 KiB here and there, each job in a part of its own so that none finds what another has read."""
 
@@ -391,7 +406,16 @@ def all_works(sizes):
         Begin(Row('mount', 'mount, 16 TiB', 's', (Target('<', 0.3, (VIRSH,), difference=True),)),
               Row('sparse-walk', 'SEEK_DATA from end to end, 16 TiB', 's', (Target('<', 2),))),
     ]
-    return works + growth_works(sizes)
+    return works + format_works(sizes) + growth_works(sizes)
+
+
+def format_works(sizes):
+    """The same disk in each format."""
+    works = []
+    for name in ('raw', 'qcow2', 'vma'):
+        targets = () if name == 'raw' else (Target('>=', 0.9, base='format-raw'),)
+        works.append(Format(Row(f'format-{name}', f'dd bs=1M of format={name}', 'GB/s', targets), name, sizes))
+    return works
 
 
 def growth_works(sizes):

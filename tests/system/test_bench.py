@@ -25,6 +25,7 @@ ROWS = {
     '8-readers': FILES, '4-disks': FILES, 'random-1': BRIDGES, 'random-16': BRIDGES, 'cpu': FILES, 'cpu-qemu': FILES,
     'memory': set(), 'backup-cp': BACKUPS, 'backup-tar': BACKUPS, 'zero': set(), 'zero-read': set(),
     'mount': {'virsh backup-begin'}, 'sparse-walk': set(),
+    'format-raw': set(), 'format-qcow2': set(), 'format-vma': set(),
     'growth-8M': {'nbdcopy'}, 'growth-16M': {'nbdcopy'},
     'growth-10-extents': {'nbdcopy'}, 'growth-100-extents': {'nbdcopy'},
 }
