@@ -3,10 +3,13 @@
 """Disks of 16 TiB, nearly empty or badly fragmented, cost no more time to mount and hardly more memory than others."""
 
 import contextlib
+import json
 import os
 import random
 import re
+import signal
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -136,6 +139,37 @@ class Large(lib.TestCase):
             run('tar', '-cSf', archive, '-C', mount.point, 'vdb.raw')
         self.assertLess(archive.stat().st_size, MIB)
         self.assertIn(str(16 * TIB), run('tar', '-tvf', archive).stdout)
+
+    def test_sparse_in_other_formats(self):
+        """As an image, 16 TiB are as long as their data and a few tables; as an archive, as long as its headers."""
+        for file_format, limit in (('qcow2', 4 * MIB), ('vma', 16 * TIB // CLUSTER // 59 * 512 + 4 * MIB)):
+            mount = Mount(self.vm, f'disks=vdb,format={file_format}')
+            with self.subTest(format=file_format), self.within(self.mount_seconds + AT_ONCE), mount:
+                path = mount / f'{self.vm.name if file_format == "vma" else "vdb"}.{file_format}'
+                self.assertLess(path.stat().st_size, limit)
+                self.assertLess(self.peak_memory(mount), self.memory + MEMORY)
+                with open(path, 'rb', buffering=0) as file:
+                    self.assertEqual(len(os.pread(file.fileno(), MIB, path.stat().st_size - 100)), 100)
+                if file_format == 'qcow2':
+                    run('qemu-img', 'check', '-q', '-f', 'qcow2', path)
+                    extents = json.loads(run('qemu-img', 'map', '-f', 'qcow2', '--output=json', path).stdout)
+                    self.assertEqual([(each['start'], each['start'] + each['length'])
+                                      for each in extents if each['data']], self.sparse)
+
+    def test_interrupted_while_mapping(self):
+        """Formats whose sizes follow from all extents wait for them, but not against somebody's will."""
+        mount = Mount(self.vm, 'disks=vdd,format=qcow2')
+        process = subprocess.Popen(['mount.vmsnap', self.vm.name, mount.point, '-o', mount.options],
+                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        lib.wait_until(lambda: str(mount.point) in lib.mounts(), 'the mount point is taken')
+        time.sleep(1)
+        self.assertIsNone(process.poll())
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=AT_ONCE)[1]
+        self.assertIn('interrupted by a signal', said)
+        self.assertIn(process.returncode, (32, -signal.SIGINT))
+        mount.wait_ended()
+        mount.assert_nothing_left()
 
     def test_fragmented(self):
         """65,536 extents: each is found where it is, no more and no less is counted as data, and memory is modest."""
