@@ -372,7 +372,7 @@ class Vm:
             raise CommandFailed(f'in the guest: {command}: exit status {int(found[2])}, not {status}\n{output}')
         return output
 
-    def start_writer(self, pause_us=1000):
+    def start_writer(self, pause_us=4000):
         """Lets the guest write records to its first two disks, from where they end. Returns when the first is there."""
         self.run(f'writer {RING_START} {RING_SLOTS} {pause_us} /dev/vda /dev/vdb >/dev/console 2>&1 &')
         self.wait_written()
