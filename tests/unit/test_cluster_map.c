@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Clusters of any extents against a count that walks the plain list of them. */
+#include "fs/cluster_map.h"
+
+#include "extents.h"
+
+#define WINDOW_BYTES VMSNAP_EXTENT_MAP_WINDOW_BYTES
+#define MAX_MEMORY_BYTES ((size_t)48 << 20)
+#define TIB(n) ((uint64_t)(n) << 40)
+#define GIB(n) ((uint64_t)(n) << 30)
+#define MIB(n) ((uint64_t)(n) << 20)
+/* What no healthy machine needs, however busy it is, for what should take some milliseconds. */
+#define MAX_SECONDS 20
+
+typedef struct {
+    GArray *extents;
+    uint64_t size;
+    uint64_t cluster_bytes;
+    uint64_t n_clusters;
+    VmsnapExtentMap *map;
+    VmsnapClusterMap *clusters;
+} Fixture;
+
+static VmsnapExtentMap *extent_map_new(const GArray *extents, uint64_t size) {
+    VmsnapExtentMap *map = vmsnap_extent_map_new(size, MAX_MEMORY_BYTES);
+    guint next = 0;
+    uint64_t left = 0;
+    for (uint64_t i = 0; i < vmsnap_extent_map_get_window_count(map); i++) {
+        VmsnapExtentWindow *window = vmsnap_extent_window_new(map, i);
+        for (uint64_t missing; (missing = vmsnap_extent_window_get_missing(window)) > 0;) {
+            if (left == 0)
+                left = g_array_index(extents, VmsnapExtent, next++).length_bytes;
+            uint64_t length = MIN(left, missing);
+            vmsnap_extent_window_append(window, g_array_index(extents, VmsnapExtent, next - 1).kind, length);
+            left -= length;
+        }
+        vmsnap_extent_map_publish(map, window);
+    }
+    return map;
+}
+
+/* @extents: (transfer full) */
+static void fixture_init(Fixture *fixture, GArray *extents, uint64_t cluster_bytes) {
+    *fixture = (Fixture){.extents = extents, .cluster_bytes = cluster_bytes};
+    for (guint i = 0; i < extents->len; i++)
+        fixture->size += g_array_index(extents, VmsnapExtent, i).length_bytes;
+    fixture->n_clusters = (fixture->size + cluster_bytes - 1) / cluster_bytes;
+    fixture->map = extent_map_new(extents, fixture->size);
+    fixture->clusters = vmsnap_cluster_map_new(fixture->map, cluster_bytes);
+}
+
+static void fixture_clear(Fixture *fixture) {
+    vmsnap_cluster_map_free(fixture->clusters);
+    vmsnap_extent_map_free(fixture->map);
+    g_array_unref(fixture->extents);
+}
+
+/* Returns: how many clusters before @cluster have a byte of data. */
+static uint64_t naive_rank(const Fixture *fixture, uint64_t cluster) {
+    uint64_t rank = 0, counted = 0, start = 0; /* clusters before counted are */
+    for (guint i = 0; i < fixture->extents->len; i++) {
+        const VmsnapExtent *extent = &g_array_index(fixture->extents, VmsnapExtent, i);
+        uint64_t first = start / fixture->cluster_bytes,
+                 last = (start + extent->length_bytes - 1) / fixture->cluster_bytes;
+        start += extent->length_bytes;
+        if (extent->kind == VMSNAP_EXTENT_ZERO)
+            continue;
+        first = MAX(first, counted);
+        uint64_t end = MIN(last + 1, cluster);
+        if (first < end) {
+            rank += end - first;
+            counted = end;
+        }
+    }
+    return rank;
+}
+
+static void check_run(const Fixture *fixture, const VmsnapClusterRun *run) {
+    g_assert_cmpuint(run->length, >, 0);
+    g_assert_cmpuint(run->first + run->length, <=, fixture->n_clusters);
+    g_assert_cmpuint(run->rank, ==, naive_rank(fixture, run->first));
+    g_assert_cmpuint(naive_rank(fixture, run->first + run->length) - run->rank, ==, run->is_data ? run->length : 0);
+}
+
+static void check_find(const Fixture *fixture, uint64_t cluster) {
+    VmsnapClusterRun run;
+    vmsnap_cluster_map_find(fixture->clusters, cluster, &run);
+    g_assert_cmpuint(run.first, ==, cluster);
+    check_run(fixture, &run);
+    g_assert_cmpuint(vmsnap_cluster_map_rank(fixture->clusters, cluster), ==, run.rank);
+}
+
+static void check_select(const Fixture *fixture, uint64_t rank) {
+    VmsnapClusterRun run;
+    vmsnap_cluster_map_select(fixture->clusters, rank, &run);
+    g_assert_true(run.is_data);
+    g_assert_cmpuint(run.rank, ==, rank);
+    check_run(fixture, &run);
+}
+
+static void check_counts(const Fixture *fixture) {
+    uint64_t n_data = naive_rank(fixture, fixture->n_clusters);
+    g_assert_cmpuint(vmsnap_cluster_map_get_count(fixture->clusters), ==, fixture->n_clusters);
+    g_assert_cmpuint(vmsnap_cluster_map_get_data_count(fixture->clusters), ==, n_data);
+    g_assert_cmpuint(vmsnap_cluster_map_rank(fixture->clusters, fixture->n_clusters), ==, n_data);
+}
+
+/* Goes through all runs. Returns: how many there are. */
+static uint64_t check_walk(const Fixture *fixture) {
+    uint64_t n_runs = 1;
+    VmsnapClusterRun run;
+    if (fixture->n_clusters == 0)
+        return 0;
+    vmsnap_cluster_map_find(fixture->clusters, 0, &run);
+    check_run(fixture, &run);
+    for (uint64_t end; (end = run.first + run.length) < fixture->n_clusters; n_runs++) {
+        vmsnap_cluster_map_advance(fixture->clusters, &run);
+        g_assert_cmpuint(run.first, ==, end);
+        check_run(fixture, &run);
+    }
+    return n_runs;
+}
+
+static void check_some(const Fixture *fixture, int n) {
+    uint64_t n_data = vmsnap_cluster_map_get_data_count(fixture->clusters);
+    check_counts(fixture);
+    for (int i = 0; i < n && fixture->n_clusters > 0; i++) {
+        check_find(fixture, extents_random_offset(fixture->extents, fixture->size) / fixture->cluster_bytes);
+        if (n_data > 0)
+            check_select(fixture, random_below(n_data));
+    }
+    if (fixture->n_clusters > 0)
+        check_find(fixture, fixture->n_clusters - 1);
+    if (n_data > 0)
+        check_select(fixture, n_data - 1);
+}
+
+static void check_all(GArray *extents, uint64_t cluster_bytes) {
+    Fixture fixture;
+    fixture_init(&fixture, extents, cluster_bytes);
+    check_counts(&fixture);
+    for (uint64_t i = 0; i < fixture.n_clusters; i++)
+        check_find(&fixture, i);
+    for (uint64_t i = 0; i < vmsnap_cluster_map_get_data_count(fixture.clusters); i++)
+        check_select(&fixture, i);
+    uint64_t n_runs = check_walk(&fixture);
+    g_assert_cmpuint(n_runs, <=, extents->len + vmsnap_extent_map_get_window_count(fixture.map));
+    fixture_clear(&fixture);
+}
+
+static void test_any_extents_equal_naive(void) {
+    for (int i = 0; i < 60; i++) {
+        uint64_t cluster_bytes = UINT64_C(1) << (9 + random_below(8));
+        uint64_t size = 1 + random_below(cluster_bytes * (1 + random_below(400)));
+        check_all(extents_random(size, 1 + random_below(cluster_bytes * 20)), cluster_bytes);
+    }
+}
+
+static void test_extents_by_turns_equal_naive(void) {
+    static const uint64_t lengths[] = {1, 511, 512, 513, 4096, 65536, 65537, 1 << 20};
+    for (size_t i = 0; i < G_N_ELEMENTS(lengths); i++) {
+        check_all(extents_alternate(lengths[i] * 300, lengths[i]), 512);
+        check_all(extents_alternate(lengths[i] * 300 + 1, lengths[i]), 4096);
+        check_all(extents_alternate(lengths[i] * 300 + 100, lengths[i]), 65536);
+    }
+}
+
+static void test_one_kind_is_one_run_a_window(void) {
+    static const uint64_t sizes[] = {1, 511, 512, 513, 3 * MIB(1), WINDOW_BYTES, 2 * WINDOW_BYTES + 1};
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        for (VmsnapExtentKind kind = VMSNAP_EXTENT_DATA; kind <= VMSNAP_EXTENT_ZERO; kind++) {
+            Fixture fixture;
+            GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+            extents_append(extents, kind, sizes[i]);
+            fixture_init(&fixture, extents, 512);
+            check_some(&fixture, 20);
+            g_assert_cmpuint(check_walk(&fixture), <=, vmsnap_extent_map_get_window_count(fixture.map));
+            fixture_clear(&fixture);
+        }
+    }
+}
+
+static void test_a_disk_may_be_empty(void) {
+    Fixture fixture;
+    fixture_init(&fixture, g_array_new(FALSE, FALSE, sizeof(VmsnapExtent)), 65536);
+    g_assert_cmpuint(fixture.size, ==, 0);
+    check_counts(&fixture);
+    fixture_clear(&fixture);
+    vmsnap_cluster_map_free(NULL);
+}
+
+/* The last cluster is data because of its last byte, which is all that there is of it. */
+static void test_the_last_cluster_may_be_short(void) {
+    GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    extents_append(extents, VMSNAP_EXTENT_ZERO, 10 * 65536);
+    extents_append(extents, VMSNAP_EXTENT_DATA, 1);
+    check_all(extents, 65536);
+    extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    extents_append(extents, VMSNAP_EXTENT_DATA, 10 * 65536 - 1);
+    extents_append(extents, VMSNAP_EXTENT_ZERO, 2);
+    check_all(extents, 65536);
+}
+
+/* What an L2 table of qcow2 describes: more than a window, and no multiple of it either. */
+static void test_clusters_may_be_larger_than_a_window(void) {
+    static const uint64_t sizes[] = {MIB(512), GIB(2), GIB(3), GIB(8), GIB(512)};
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        check_all(extents_random(1 + random_below(sizes[i] * 20), sizes[i] * 2), sizes[i]);
+        check_all(extents_random(1 + random_below(sizes[i] * 20), sizes[i] / 16), sizes[i]);
+        check_all(extents_random(sizes[i], sizes[i]), sizes[i]);
+        check_all(extents_random(WINDOW_BYTES + 1, WINDOW_BYTES), sizes[i]);
+    }
+}
+
+/* Data of up to 1 MiB a few GiB apart. */
+static GArray *extents_sparse(uint64_t size) {
+    GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    while (size > 0) {
+        uint64_t zero = 1 + random_below(GIB(40)), data = 1 + random_below(MIB(1));
+        zero = MIN(zero, size);
+        data = MIN(data, size - zero);
+        extents_append(extents, VMSNAP_EXTENT_ZERO, zero);
+        if (data > 0)
+            extents_append(extents, VMSNAP_EXTENT_DATA, data);
+        size -= zero + data;
+    }
+    return extents;
+}
+
+static void check_time(gint64 since_us) {
+    g_assert_cmpint(g_get_monotonic_time() - since_us, <, MAX_SECONDS * G_USEC_PER_SEC);
+}
+
+static void test_a_huge_disk_takes_little(void) {
+    static const uint64_t cluster_sizes[] = {512, 4096, 65536, MIB(2), GIB(8)};
+    for (size_t i = 0; i < G_N_ELEMENTS(cluster_sizes); i++) {
+        Fixture fixture;
+        gint64 start_us = g_get_monotonic_time();
+        fixture_init(&fixture, extents_sparse(TIB(16)), cluster_sizes[i]);
+        check_some(&fixture, 300);
+        g_assert_cmpuint(check_walk(&fixture), <=, fixture.extents->len + TIB(16) / WINDOW_BYTES);
+        check_time(start_us);
+        fixture_clear(&fixture);
+    }
+}
+
+/* As many changes in each window as the map keeps for a disk of 16 TiB. */
+static void test_a_fragmented_disk_takes_little(void) {
+    const uint64_t size = TIB(1), length = WINDOW_BYTES / 1500;
+    VmsnapExtentMap *map = vmsnap_extent_map_new(size, MAX_MEMORY_BYTES);
+    for (uint64_t i = 0; i < vmsnap_extent_map_get_window_count(map); i++) {
+        VmsnapExtentWindow *window = vmsnap_extent_window_new(map, i);
+        for (unsigned n = 0; vmsnap_extent_window_get_missing(window) > 0; n++)
+            vmsnap_extent_window_append(window, n % 2 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, length);
+        vmsnap_extent_map_publish(map, window);
+    }
+    gint64 start_us = g_get_monotonic_time();
+    for (uint64_t cluster_bytes = 512; cluster_bytes <= GIB(4); cluster_bytes <<= 5) {
+        VmsnapClusterMap *clusters = vmsnap_cluster_map_new(map, cluster_bytes);
+        for (int i = 0; i < 1000; i++) {
+            uint64_t rank = random_below(vmsnap_cluster_map_get_data_count(clusters));
+            VmsnapClusterRun run;
+            vmsnap_cluster_map_select(clusters, rank, &run);
+            g_assert_true(run.is_data);
+            g_assert_cmpuint(run.rank, ==, rank);
+            g_assert_cmpuint(vmsnap_cluster_map_rank(clusters, run.first), ==, rank);
+            g_assert_cmpuint(vmsnap_cluster_map_rank(clusters, run.first + run.length), ==, rank + run.length);
+        }
+        vmsnap_cluster_map_free(clusters);
+    }
+    check_time(start_us);
+    vmsnap_extent_map_free(map);
+}
+
+int main(int argc, char **argv) {
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/cluster-map/any-extents-equal-naive", test_any_extents_equal_naive);
+    g_test_add_func("/cluster-map/extents-by-turns-equal-naive", test_extents_by_turns_equal_naive);
+    g_test_add_func("/cluster-map/one-kind-is-one-run-a-window", test_one_kind_is_one_run_a_window);
+    g_test_add_func("/cluster-map/a-disk-may-be-empty", test_a_disk_may_be_empty);
+    g_test_add_func("/cluster-map/the-last-cluster-may-be-short", test_the_last_cluster_may_be_short);
+    g_test_add_func("/cluster-map/clusters-may-be-larger-than-a-window", test_clusters_may_be_larger_than_a_window);
+    g_test_add_func("/cluster-map/a-huge-disk-takes-little", test_a_huge_disk_takes_little);
+    g_test_add_func("/cluster-map/a-fragmented-disk-takes-little", test_a_fragmented_disk_takes_little);
+    return g_test_run();
+}
