@@ -100,8 +100,8 @@ static uint64_t data_blocks_before(const VmaLayout *vma, uint64_t cluster) {
            vmsnap_cluster_map_rank(device->blocks, MIN(block, vmsnap_cluster_map_get_count(device->blocks)));
 }
 
-/* Returns: the device that has a block of data. */
-static const Device *find_device_of_block(const VmaLayout *vma, uint64_t data_block) {
+/* Finds a block of data. Returns: the device that has it. @ret_run begins with it. */
+static const Device *find_block(const VmaLayout *vma, uint64_t data_block, VmsnapClusterRun *ret_run) {
     guint low = 0, high = vma->n_devices;
     while (high - low > 1) {
         guint middle = low + (high - low) / 2;
@@ -110,7 +110,18 @@ static const Device *find_device_of_block(const VmaLayout *vma, uint64_t data_bl
         else
             high = middle;
     }
-    return &vma->devices[low];
+    const Device *device = &vma->devices[low];
+    vmsnap_cluster_map_select(device->blocks, data_block - device->first_data_block, ret_run);
+    return device;
+}
+
+/* Returns: the extent that stores a block of data, or the last one if there is no such block. */
+static uint64_t find_extent_of_block(const VmaLayout *vma, uint64_t data_block) {
+    if (data_block == vma->n_data_blocks)
+        return vma->n_extents - 1;
+    VmsnapClusterRun run;
+    const Device *device = find_block(vma, data_block, &run);
+    return (device->first_cluster + run.first / BLOCKS_PER_CLUSTER) / CLUSTERS_PER_EXTENT;
 }
 
 static uint64_t first_cluster_of_extent(const VmaLayout *vma, uint64_t extent) {
@@ -135,6 +146,10 @@ static uint64_t find_extent(const VmaLayout *vma, uint64_t offset) {
     return low;
 }
 
+/*
+ * The headers of extents without blocks, and the next one, are one segment: of a disk that is mostly zeroes, there are
+ * millions of them in a row.
+ */
 static void vma_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSegment *ret_segment) {
     const VmaLayout *vma = (const VmaLayout *)layout;
     if (offset < vma->header->len) {
@@ -143,18 +158,16 @@ static void vma_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSe
                                        .memory = vma->header->data + offset};
         return;
     }
-    uint64_t extent = find_extent(vma, offset);
-    uint64_t blocks_start = extent_start(vma, extent) + EXTENT_HEADER_BYTES;
-    if (offset < blocks_start) {
-        *ret_segment = (VmsnapSegment){.kind = VMSNAP_SEGMENT_COMPUTED, .length_bytes = blocks_start - offset};
+    uint64_t extent = find_extent(vma, offset), start = extent_start(vma, extent);
+    uint64_t data_block = data_blocks_before(vma, first_cluster_of_extent(vma, extent));
+    if (offset < start + EXTENT_HEADER_BYTES) {
+        uint64_t end = start + (find_extent_of_block(vma, data_block) - extent + 1) * EXTENT_HEADER_BYTES;
+        *ret_segment = (VmsnapSegment){.kind = VMSNAP_SEGMENT_COMPUTED, .length_bytes = end - offset};
         return;
     }
-    uint64_t in_block = (offset - blocks_start) % BLOCK_BYTES;
-    uint64_t data_block =
-        data_blocks_before(vma, first_cluster_of_extent(vma, extent)) + (offset - blocks_start) / BLOCK_BYTES;
-    const Device *device = find_device_of_block(vma, data_block);
+    uint64_t in_blocks = offset - start - EXTENT_HEADER_BYTES, in_block = in_blocks % BLOCK_BYTES;
     VmsnapClusterRun run;
-    vmsnap_cluster_map_select(device->blocks, data_block - device->first_data_block, &run);
+    const Device *device = find_block(vma, data_block + in_blocks / BLOCK_BYTES, &run);
     uint64_t disk_offset = run.first * BLOCK_BYTES + in_block, disk_bytes = device->disk->disk->size_bytes;
     uint64_t length_bytes = MIN(run.length * BLOCK_BYTES - in_block, extent_start(vma, extent + 1) - offset);
     if (disk_offset >= disk_bytes)
@@ -199,10 +212,14 @@ static void make_extent_header(const VmaLayout *vma, uint64_t extent, uint8_t he
 
 static void vma_compute(const VmsnapLayout *layout, uint64_t offset, size_t length, uint8_t *buffer) {
     const VmaLayout *vma = (const VmaLayout *)layout;
-    uint8_t header[EXTENT_HEADER_BYTES];
     uint64_t extent = find_extent(vma, offset);
-    make_extent_header(vma, extent, header);
-    memcpy(buffer, header + (offset - extent_start(vma, extent)), length);
+    size_t skipped = offset - extent_start(vma, extent);
+    for (size_t done = 0, step; done < length; done += step, skipped = 0) {
+        uint8_t header[EXTENT_HEADER_BYTES];
+        make_extent_header(vma, extent++, header);
+        step = MIN(length - done, EXTENT_HEADER_BYTES - skipped);
+        memcpy(buffer + done, header + skipped, step);
+    }
 }
 
 static uint64_t vma_allocated_bytes(const VmsnapLayout *layout) {
