@@ -57,7 +57,7 @@ static gboolean unmapped_wait(Unmapped *unmapped, VmsnapInterruptedFunc interrup
 static gboolean check_maps(VmsnapSnapshot *snapshot, const GPtrArray *disks, GError **error) {
     for (guint i = 0; i < disks->len; i++) {
         const VmsnapDiskView *disk = g_ptr_array_index(disks, i);
-        if (vmsnap_scan_is_complete(disk->scan))
+        if (vmsnap_scan_is_complete(disk->scan) && !vmsnap_scan_has_failed(disk->scan))
             continue;
         g_autofree char *reason = vmsnap_snapshot_dup_break_reason(snapshot);
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to learn which parts of disk '%s' are data: %s",

@@ -10,6 +10,8 @@
  */
 #include "scan.h"
 
+#include <stdatomic.h>
+
 typedef struct {
     VmsnapScanFunc func;
     gpointer user_data;
@@ -27,6 +29,7 @@ typedef struct {
 struct VmsnapScan {
     VmsnapDisk *disk;
     VmsnapExtentMap *map;
+    _Atomic gboolean failed; /* set before the window that it is about is known */
     GMutex lock;
     GHashTable *questions; /* of window index to Question, owned; guarded by lock */
     GArray *waiters;       /* of Waiter, for the whole map; guarded by lock */
@@ -69,6 +72,10 @@ const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan) {
 
 gboolean vmsnap_scan_is_complete(const VmsnapScan *scan) {
     return vmsnap_extent_map_get_known_bytes(scan->map) == scan->disk->size_bytes;
+}
+
+gboolean vmsnap_scan_has_failed(const VmsnapScan *scan) {
+    return atomic_load(&scan->failed);
 }
 
 static Question *question_new_locked(VmsnapScan *scan, uint64_t index) {
@@ -129,6 +136,8 @@ static void scan_call_due(VmsnapScan *scan) {
  */
 static void question_finish(Question *question, gboolean failed) {
     VmsnapScan *scan = question->scan;
+    if (failed)
+        atomic_store(&scan->failed, TRUE);
     vmsnap_extent_map_publish(scan->map, g_steal_pointer(&question->window));
 
     g_mutex_lock(&scan->lock);

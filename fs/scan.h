@@ -43,3 +43,6 @@ void vmsnap_scan_wait(VmsnapScan *scan, int64_t deadline_us, VmsnapScanFunc func
 
 /** Returns: whether nothing is left to be asked. Any thread. */
 gboolean vmsnap_scan_is_complete(const VmsnapScan *scan);
+
+/** Returns: whether the extents of some window could not be had, so that it became data. Any thread. */
+gboolean vmsnap_scan_has_failed(const VmsnapScan *scan);
