@@ -8,6 +8,8 @@
 #include "latch.h"
 #include "memory_backend.h"
 
+#include "vmsnap/error.h"
+
 #include <errno.h>
 #include <json-glib/json-glib.h>
 #include <string.h>
@@ -22,9 +24,12 @@ typedef struct {
     VmsnapView *view;
 } Fixture;
 
+static const VmsnapViewOptions qcow2_options = {.format = {.format = &vmsnap_format_qcow2, .cluster_bytes = 65536}};
+static const VmsnapViewOptions vma_options = {.format = {.format = &vmsnap_format_vma}};
+
 /* Two disks of 8 MiB, by turns 64 KiB of data and of zeroes. */
-static void fixture_init(Fixture *fixture) {
-    VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
+static VmsnapSnapshot *snapshot_new(const MemoryFaults *faults) {
+    VmsnapSnapshot *snapshot = memory_snapshot_new(faults);
     (void)memory_snapshot_add_disk(snapshot, "vda", extents_alternate(DISK_BYTES, 64 << 10));
     (void)memory_snapshot_add_disk(snapshot, "vdb", extents_alternate(DISK_BYTES, 64 << 10));
     vmsnap_snapshot_add_file(snapshot, "domain.xml", g_bytes_new("<domain/>", 9), VMSNAP_FILE_CONFIG);
@@ -32,8 +37,17 @@ static void fixture_init(Fixture *fixture) {
     vmsnap_snapshot_add_left_out(snapshot, "sda", "is a \"CD-ROM\"\n\\");
     vmsnap_snapshot_add_version(snapshot, "vmsnap", g_strdup("0.1"));
     vmsnap_snapshot_add_version(snapshot, "qemu", g_strdup("7.2.0"));
+    return snapshot;
+}
+
+/* @snapshot: (transfer full) */
+static void fixture_init_with(Fixture *fixture, VmsnapSnapshot *snapshot, const VmsnapViewOptions *options) {
     fixture->snapshot = snapshot;
-    fixture->view = vmsnap_view_new(snapshot, &view_options);
+    fixture->view = vmsnap_view_new(snapshot, options);
+}
+
+static void fixture_init(Fixture *fixture) {
+    fixture_init_with(fixture, snapshot_new(NULL), &view_options);
 }
 
 static gboolean never(void) {
@@ -77,6 +91,7 @@ static void test_files_stand_where_the_design_says(void) {
     static const char *const in_hidden[] = {"backup.xml", "status.json", "status", "speed"};
     Fixture fixture;
     fixture_init(&fixture);
+    fixture_start(&fixture);
     for (size_t i = 0; i < G_N_ELEMENTS(in_root); i++)
         g_assert_nonnull(find(&fixture, NULL, in_root[i]));
     for (size_t i = 0; i < G_N_ELEMENTS(in_hidden); i++)
@@ -90,6 +105,7 @@ static void test_files_stand_where_the_design_says(void) {
 static void test_files_know_their_disk_and_size(void) {
     Fixture fixture;
     fixture_init(&fixture);
+    fixture_start(&fixture);
     const VmsnapNode *disk = find(&fixture, NULL, "vdb.raw");
     g_assert_true(disk->disk == g_ptr_array_index(fixture.snapshot->disks, 1));
     g_assert_cmpuint(disk->layout->size_bytes, ==, DISK_BYTES);
@@ -114,6 +130,184 @@ static void test_a_machine_without_disks_has_its_other_files(void) {
     g_autofree char *text = vmsnap_status_build_text(fixture.view);
     g_assert_nonnull(find(&fixture, NULL, "manifest.json"));
     g_assert_nonnull(strstr(text, "100 %"));
+    fixture_clear(&fixture);
+}
+
+/* What is needed to know how large a file is was asked for before there is one. */
+static void test_a_qcow2_file_is_of_one_disk(void) {
+    Fixture fixture;
+    fixture_init_with(&fixture, snapshot_new(NULL), &qcow2_options);
+    fixture_start(&fixture);
+    g_assert_null(find(&fixture, NULL, "vda.raw"));
+    for (guint i = 0; i < 2; i++) {
+        const VmsnapNode *file = find(&fixture, NULL, i ? "vdb.qcow2" : "vda.qcow2");
+        const VmsnapDiskView *disk = g_ptr_array_index(fixture.view->disks, i);
+        g_assert_true(file->disk == g_ptr_array_index(fixture.snapshot->disks, i));
+        g_assert_true(vmsnap_scan_is_complete(disk->scan));
+        /* 64 of 128 clusters, an L2 table, and before that four clusters of other tables. */
+        g_assert_cmpuint(file->layout->size_bytes, ==, 69 * 65536);
+    }
+    fixture_clear(&fixture);
+}
+
+static void test_a_vma_file_has_all_disks(void) {
+    Fixture fixture;
+    fixture_init_with(&fixture, snapshot_new(NULL), &vma_options);
+    fixture_start(&fixture);
+    const VmsnapNode *file = find(&fixture, NULL, "vm1.vma");
+    g_assert_null(file->disk);
+    g_assert_null(file->layout->disk);
+    g_assert_null(find(&fixture, NULL, "vda.vma"));
+    g_assert_null(find(&fixture, NULL, "vda.raw"));
+    /* What describes the machine is in the archive, and beside it as well. */
+    g_assert_nonnull(find(&fixture, NULL, "domain.xml"));
+    for (guint i = 0; i < 2; i++) {
+        const VmsnapDiskView *disk = g_ptr_array_index(fixture.view->disks, i);
+        g_assert_true(vmsnap_scan_is_complete(disk->scan));
+    }
+    g_assert_cmpuint(file->layout->size_bytes, >, DISK_BYTES);
+    g_assert_cmpuint(file->layout->size_bytes, <, DISK_BYTES + 20000);
+    fixture_clear(&fixture);
+}
+
+static void test_no_disks_are_no_files_in_any_format(void) {
+    static const VmsnapViewOptions *const options[] = {&view_options, &qcow2_options, &vma_options};
+    for (size_t i = 0; i < G_N_ELEMENTS(options); i++) {
+        Fixture fixture;
+        g_autoptr(GError) error = NULL;
+        fixture_init_with(&fixture, memory_snapshot_new(NULL), options[i]);
+        g_assert_true(vmsnap_view_check(options[i], fixture.snapshot, &error));
+        guint n_files = vmsnap_tree_count(fixture.view->tree);
+        fixture_start(&fixture);
+        g_assert_cmpuint(vmsnap_tree_count(fixture.view->tree), ==, n_files);
+        fixture_clear(&fixture);
+    }
+}
+
+/* What a view says before it blocks */
+
+/* @snapshot: (transfer full); @named: what the error names, or NULL for none */
+static void check_view_check(VmsnapSnapshot *snapshot, const VmsnapViewOptions *options, const char *named) {
+    g_autoptr(GError) error = NULL;
+    gboolean accepted = vmsnap_view_check(options, snapshot, &error);
+    g_assert_cmpint(accepted, ==, named == NULL);
+    if (named) {
+        g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
+        g_assert_nonnull(strstr(error->message, named));
+    }
+    memory_snapshot_end(snapshot);
+    vmsnap_snapshot_free(snapshot);
+}
+
+static VmsnapSnapshot *snapshot_with_file(const char *name, VmsnapFileKind kind) {
+    VmsnapSnapshot *snapshot = snapshot_new(NULL);
+    vmsnap_snapshot_add_file(snapshot, name, g_bytes_new("", 0), kind);
+    return snapshot;
+}
+
+static void test_names_are_those_of_one_file_each(void) {
+    static const char *const taken[] = {"vda.raw", "vdb.raw", "domain.xml", "manifest.json", ".vmsnap"};
+    for (size_t i = 0; i < G_N_ELEMENTS(taken); i++) {
+        g_autofree char *named = g_strdup_printf("'%s'", taken[i]);
+        check_view_check(snapshot_with_file(taken[i], VMSNAP_FILE_CONFIG), &view_options, named);
+        check_view_check(snapshot_with_file(taken[i], VMSNAP_FILE_BOOT), &view_options, named);
+        check_view_check(snapshot_with_file(taken[i], VMSNAP_FILE_HIDDEN), &view_options, NULL);
+    }
+    check_view_check(snapshot_with_file("vda.qcow2", VMSNAP_FILE_CONFIG), &view_options, NULL);
+    check_view_check(snapshot_with_file("vdb.qcow2", VMSNAP_FILE_CONFIG), &qcow2_options, "'vdb.qcow2'");
+    check_view_check(snapshot_with_file("vda.vma", VMSNAP_FILE_CONFIG), &vma_options, NULL);
+    check_view_check(snapshot_with_file("vm1.vma", VMSNAP_FILE_CONFIG), &vma_options, "'vm1.vma'");
+    check_view_check(snapshot_new(NULL), &vma_options, NULL);
+}
+
+static void test_what_a_format_cannot_hold_is_told(void) {
+    VmsnapSnapshot *snapshot = snapshot_new(NULL);
+    (void)memory_snapshot_add_disk(snapshot, "vdc", extents_alternate(513, 100));
+    check_view_check(snapshot, &qcow2_options, "'vdc'");
+}
+
+/* A view that cannot start */
+
+static gboolean at_once(void) {
+    return TRUE;
+}
+
+/* @error_part: what the error says */
+static void check_start_fails(Fixture *fixture, VmsnapInterruptedFunc interrupted, const char *error_part) {
+    g_autoptr(GError) error = NULL;
+    g_assert_false(vmsnap_view_start(fixture->view, interrupted, &error));
+    g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
+    if (!strstr(error->message, error_part))
+        g_error("'%s' does not say '%s'", error->message, error_part);
+}
+
+/* No answer comes before the end. */
+static void test_a_start_may_be_interrupted(void) {
+    Fixture fixture;
+    fixture_init_with(&fixture, snapshot_new(NULL), &qcow2_options);
+    memory_snapshot_hold(fixture.snapshot);
+    check_start_fails(&fixture, at_once, "interrupted");
+    g_assert_null(find(&fixture, NULL, "vda.qcow2"));
+    fixture_clear(&fixture);
+}
+
+static int questions_left; /* atomic */
+
+static gboolean after_some_time(void) {
+    return g_atomic_int_dec_and_test(&questions_left);
+}
+
+static void test_a_start_looks_for_an_interruption_again(void) {
+    Fixture fixture;
+    fixture_init_with(&fixture, snapshot_new(NULL), &vma_options);
+    memory_snapshot_hold(fixture.snapshot);
+    g_atomic_int_set(&questions_left, 3);
+    check_start_fails(&fixture, after_some_time, "interrupted");
+    g_assert_cmpint(g_atomic_int_get(&questions_left), ==, 0);
+    fixture_clear(&fixture);
+}
+
+/* Raw files need not know how much is data: their sizes are known. */
+static void test_raw_files_wait_for_nothing(void) {
+    Fixture fixture;
+    fixture_init(&fixture);
+    memory_snapshot_hold(fixture.snapshot);
+    fixture_start(&fixture);
+    g_assert_nonnull(find(&fixture, NULL, "vda.raw"));
+    fixture_clear(&fixture);
+}
+
+/* Disks of one window and of several, and each question may be the first that fails. */
+static void check_start_with_faults(const VmsnapViewOptions *options, const MemoryFaults *faults) {
+    Fixture fixture;
+    VmsnapSnapshot *snapshot = memory_snapshot_new(faults);
+    (void)memory_snapshot_add_disk(snapshot, "vda", extents_alternate(DISK_BYTES, 64 << 10));
+    (void)memory_snapshot_add_disk(snapshot, "vdb", extents_alternate(UINT64_C(7) << 30, UINT64_C(1) << 30));
+    fixture_init_with(&fixture, snapshot, options);
+    check_start_fails(&fixture, never, "failed to learn which parts of disk 'vd");
+    fixture_clear(&fixture);
+}
+
+static void test_a_start_without_extents_fails(void) {
+    for (unsigned call = 1; call <= 5; call++) {
+        for (int rest = 0; rest < 2; rest++) {
+            const MemoryFaults faults = {.fail_call = call, .fail_rest = rest};
+            const MemoryFaults at_once_faults = {.fail_call = call, .fail_rest = rest, .fail_at_once = TRUE};
+            check_start_with_faults(&qcow2_options, &faults);
+            check_start_with_faults(&vma_options, &faults);
+            check_start_with_faults(&vma_options, &at_once_faults);
+        }
+    }
+    const MemoryFaults silent = {.say_nothing = TRUE};
+    check_start_with_faults(&qcow2_options, &silent);
+}
+
+static void test_a_start_says_why_the_snapshot_is_lost(void) {
+    const MemoryFaults faults = {.fail_call = 1, .fail_rest = TRUE};
+    Fixture fixture;
+    fixture_init_with(&fixture, snapshot_new(&faults), &vma_options);
+    vmsnap_snapshot_break(fixture.snapshot, "the guest was stopped");
+    check_start_fails(&fixture, never, "the guest was stopped");
     fixture_clear(&fixture);
 }
 
@@ -160,6 +354,31 @@ static void test_the_manifest_has_what_the_design_promises(void) {
     JsonObject *versions = json_object_get_object_member(root, "versions");
     g_assert_cmpstr(json_object_get_string_member(versions, "vmsnap"), ==, "0.1");
     g_assert_cmpstr(json_object_get_string_member(versions, "qemu"), ==, "7.2.0");
+    fixture_clear(&fixture);
+}
+
+static void test_the_manifest_names_the_files_of_each_format(void) {
+    static const struct {
+        const VmsnapFormat *format;
+        const char *files[2];
+    } cases[] = {{&vmsnap_format_raw, {"vda.raw", "vdb.raw"}},
+                 {&vmsnap_format_qcow2, {"vda.qcow2", "vdb.qcow2"}},
+                 {&vmsnap_format_vma, {"vm1.vma", "vm1.vma"}}};
+    Fixture fixture;
+    fixture_init(&fixture);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.snapshot, cases[i].format);
+        g_autoptr(JsonParser) parser = json_parser_new();
+        gsize length;
+        const char *text = g_bytes_get_data(manifest, &length);
+        JsonArray *disks = json_object_get_array_member(parse(parser, text, (gssize)length), "disks");
+        for (guint n = 0; n < 2; n++) {
+            JsonObject *disk = json_array_get_object_element(disks, n);
+            g_assert_cmpstr(json_object_get_string_member(disk, "file"), ==, cases[i].files[n]);
+            g_assert_cmpstr(json_object_get_string_member(disk, "format"), ==, cases[i].format->name);
+            g_assert_cmpint(json_object_get_int_member(disk, "size"), ==, (gint64)DISK_BYTES);
+        }
+    }
     fixture_clear(&fixture);
 }
 
@@ -402,12 +621,23 @@ int main(int argc, char **argv) {
     g_test_add_func("/view/a-view-asks-nothing-before-it-starts", test_a_view_asks_nothing_before_it_starts);
     g_test_add_func("/view/a-machine-without-disks-has-its-other-files",
                     test_a_machine_without_disks_has_its_other_files);
+    g_test_add_func("/view/a-qcow2-file-is-of-one-disk", test_a_qcow2_file_is_of_one_disk);
+    g_test_add_func("/view/a-vma-file-has-all-disks", test_a_vma_file_has_all_disks);
+    g_test_add_func("/view/no-disks-are-no-files-in-any-format", test_no_disks_are_no_files_in_any_format);
+    g_test_add_func("/view/names-are-those-of-one-file-each", test_names_are_those_of_one_file_each);
+    g_test_add_func("/view/what-a-format-cannot-hold-is-told", test_what_a_format_cannot_hold_is_told);
+    g_test_add_func("/view/a-start-may-be-interrupted", test_a_start_may_be_interrupted);
+    g_test_add_func("/view/a-start-looks-for-an-interruption-again", test_a_start_looks_for_an_interruption_again);
+    g_test_add_func("/view/raw-files-wait-for-nothing", test_raw_files_wait_for_nothing);
+    g_test_add_func("/view/a-start-without-extents-fails", test_a_start_without_extents_fails);
+    g_test_add_func("/view/a-start-says-why-the-snapshot-is-lost", test_a_start_says_why_the_snapshot_is_lost);
     g_test_add_func("/view/the-speed-takes-what-people-write", test_the_speed_takes_what_people_write);
     g_test_add_func("/view/the-speed-stays-where-nobody-understands", test_the_speed_stays_where_nobody_understands);
     g_test_add_func("/view/only-the-speed-takes-orders", test_only_the_speed_takes_orders);
     g_test_add_func("/view/the-speed-is-that-of-all-disks", test_the_speed_is_that_of_all_disks);
     g_test_add_func("/view/readahead-is-memory-for-all", test_readahead_is_memory_for_all);
     g_test_add_func("/manifest/has-what-the-design-promises", test_the_manifest_has_what_the_design_promises);
+    g_test_add_func("/manifest/names-the-files-of-each-format", test_the_manifest_names_the_files_of_each_format);
     g_test_add_func("/manifest/instants-are-rfc-3339-in-utc", test_instants_are_rfc_3339_in_utc);
     g_test_add_func("/status/has-what-the-design-promises", test_the_status_has_what_the_design_promises);
     g_test_add_func("/status/transferred-reaches-total", test_transferred_reaches_total);
