@@ -76,6 +76,8 @@ static void test_a_bare_command_has_the_defaults(void) {
     g_assert_cmpuint(options->scratch_max_bytes, ==, 0);
     g_assert_false(options->read_only || options->cleanup);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
+    g_assert_true(options->format.format == &vmsnap_format_raw);
+    g_assert_null(options->config_paths);
 }
 
 static void test_own_options_are_read(void) {
@@ -115,6 +117,73 @@ static void test_a_guest_is_frozen_as_asked(void) {
         g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
         g_assert_cmpint(options->quiesce, ==, cases[i].mode);
     }
+}
+
+static void test_disks_have_a_format(void) {
+    static const struct {
+        const char *string;
+        const VmsnapFormat *format;
+        uint32_t cluster_bytes;
+    } cases[] = {{"format=raw", &vmsnap_format_raw, 65536},
+                 {"format=qcow2", &vmsnap_format_qcow2, 65536},
+                 {"format=vma", &vmsnap_format_vma, 65536},
+                 {"format=vma,format=qcow2", &vmsnap_format_qcow2, 65536},
+                 {"format=qcow2,cluster_size=512", &vmsnap_format_qcow2, 512},
+                 {"cluster_size=4096,format=qcow2", &vmsnap_format_qcow2, 4096},
+                 {"format=qcow2,cluster_size=128K", &vmsnap_format_qcow2, 131072},
+                 {"format=qcow2,cluster_size=2M", &vmsnap_format_qcow2, 2097152},
+                 {"format=qcow2,cluster_size=4k,cluster_size=1M", &vmsnap_format_qcow2, 1048576}};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(VmsnapOptions) options = parse_string(cases[i].string);
+        g_assert_true(options->format.format == cases[i].format);
+        g_assert_cmpuint(options->format.cluster_bytes, ==, cases[i].cluster_bytes);
+    }
+}
+
+static void test_no_other_formats_are_known(void) {
+    check_refused("format=", "format");
+    check_refused("format=vmdk", "'format=vmdk': it is none of raw, qcow2 and vma");
+    check_refused("format=QCOW2", "'format=QCOW2'");
+    check_refused("format=raw:qcow2", "'format=raw:qcow2'");
+}
+
+static void test_clusters_have_a_power_of_two_from_512_to_2m(void) {
+    static const char *const sizes[] = {"0",  "1",  "256",     "511",        "513", "1000", "65535", "3K",
+                                        "3M", "4M", "2097153", "4294967808", "1G",  "-1",   "64KB",  "big"};
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        g_autofree char *string = g_strdup_printf("format=qcow2,cluster_size=%s", sizes[i]);
+        g_autofree char *named = g_strdup_printf("'cluster_size=%s'", sizes[i]);
+        check_refused(string, named);
+    }
+}
+
+/* Whoever chooses clusters means qcow2, and would have had something else. */
+static void test_only_qcow2_has_clusters_to_choose(void) {
+    check_refused("cluster_size=64K", "format=raw has no clusters to choose; use format=qcow2");
+    check_refused("cluster_size=64K,format=raw", "format=raw");
+    check_refused("format=vma,cluster_size=64K", "format=vma");
+    check_refused("format=qcow2,cluster_size=64K,format=vma", "format=vma");
+    g_autoptr(GError) error = NULL;
+    g_assert_null(parse(&error, "vm1", "/mnt", "-o", "cluster_size=1M", "-o", "format=raw", NULL));
+    CHECK_USAGE_ERROR(error, "'cluster_size'");
+    g_autoptr(GError) no_error = NULL;
+    g_autoptr(VmsnapOptions) options =
+        parse(&no_error, "vm1", "/mnt", "-o", "cluster_size=1M", "-o", "format=qcow2", NULL);
+    g_assert_no_error(no_error);
+    g_assert_cmpuint(options->format.cluster_bytes, ==, 1 << 20);
+}
+
+static void test_more_files_are_named(void) {
+    g_autoptr(VmsnapOptions) one = parse_string("config=/etc/hosts");
+    g_assert_cmpstrv(one->config_paths, ((const char *[]){"/etc/hosts", NULL}));
+    g_autoptr(VmsnapOptions) two = parse_string("config=/a b:../c.conf");
+    g_assert_cmpstrv(two->config_paths, ((const char *[]){"/a b", "../c.conf", NULL}));
+    g_autoptr(VmsnapOptions) last = parse_string("config=/a:/b,config=/c");
+    g_assert_cmpstrv(last->config_paths, ((const char *[]){"/c", NULL}));
+    check_refused("config=", "config");
+    check_refused("config=/a:", "config=/a:");
+    check_refused("config=:/a", "config=FILE:FILE");
+    check_refused("config=/a::/b", "config=/a::/b");
 }
 
 static void test_times_are_seconds_up_to_a_bound(void) {
@@ -605,6 +674,12 @@ int main(int argc, char **argv) {
     g_test_add_func("/options/a-bare-command-has-the-defaults", test_a_bare_command_has_the_defaults);
     g_test_add_func("/options/own-options-are-read", test_own_options_are_read);
     g_test_add_func("/options/a-guest-is-frozen-as-asked", test_a_guest_is_frozen_as_asked);
+    g_test_add_func("/options/disks-have-a-format", test_disks_have_a_format);
+    g_test_add_func("/options/no-other-formats-are-known", test_no_other_formats_are_known);
+    g_test_add_func("/options/clusters-have-a-power-of-two-from-512-to-2m",
+                    test_clusters_have_a_power_of_two_from_512_to_2m);
+    g_test_add_func("/options/only-qcow2-has-clusters-to-choose", test_only_qcow2_has_clusters_to_choose);
+    g_test_add_func("/options/more-files-are-named", test_more_files_are_named);
     g_test_add_func("/options/times-are-seconds-up-to-a-bound", test_times_are_seconds_up_to_a_bound);
     g_test_add_func("/options/users-and-groups-have-names", test_users_and_groups_have_names);
     g_test_add_func("/options/no-mode-makes-files-executable", test_no_mode_makes_files_executable);
