@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Runs a fuzz target without libFuzzer: on the files that are its arguments, or for some time on random bytes, as a
+ * test program of GLib. An input that fails is left in a file, to be run again.
+ */
+#include "fuzz_layout.h"
+
+#include <fcntl.h>
+#include <glib.h>
+#include <signal.h>
+#include <unistd.h>
+
+#define RUN_TIME_US (2 * G_USEC_PER_SEC)
+#define MAX_INPUT_BYTES 256
+#define FAILED_NAME "fuzz_layout.failed"
+
+/* What runs now. Written by the one thread that runs inputs, read when some thread fails. */
+static uint8_t input[MAX_INPUT_BYTES];
+static volatile size_t input_length;
+
+/* Calls only what a signal handler may. */
+static void keep_input(int signal_number) {
+    static const char message[] = "# the input was left in " FAILED_NAME "\n";
+    int fd = open(FAILED_NAME, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd >= 0 && write(fd, input, input_length) >= 0)
+        (void)!write(STDERR_FILENO, message, sizeof message - 1);
+    (void)signal(signal_number, SIG_DFL);
+    (void)raise(signal_number);
+}
+
+static void test_random_inputs(void) {
+    gint64 end_us = g_get_monotonic_time() + RUN_TIME_US;
+    guint n_inputs = 0;
+    (void)signal(SIGABRT, keep_input);
+    (void)signal(SIGSEGV, keep_input);
+    for (; n_inputs == 0 || g_get_monotonic_time() < end_us; n_inputs++) {
+        size_t length = (size_t)g_test_rand_int_range(0, MAX_INPUT_BYTES + 1);
+        for (size_t i = 0; i < length; i++)
+            input[i] = (uint8_t)g_test_rand_int_range(0, 256);
+        input_length = length;
+        (void)LLVMFuzzerTestOneInput(input, length);
+    }
+    g_test_message("%u inputs", n_inputs);
+}
+
+static void test_file(gconstpointer path) {
+    g_autofree char *content = NULL;
+    g_autoptr(GError) error = NULL;
+    gsize length;
+    (void)g_file_get_contents(path, &content, &length, &error);
+    g_assert_no_error(error);
+    (void)LLVMFuzzerTestOneInput((const uint8_t *)content, length);
+}
+
+int main(int argc, char **argv) {
+    g_test_init(&argc, &argv, NULL);
+    for (int i = 1; i < argc; i++) {
+        g_autofree char *name = g_strdup_printf("/fuzz-layout/file-%d", i);
+        g_test_add_data_func(name, argv[i], test_file);
+    }
+    if (argc <= 1)
+        g_test_add_func("/fuzz-layout/random-inputs", test_random_inputs);
+    return g_test_run();
+}
