@@ -104,9 +104,11 @@ static uint64_t get64(const GByteArray *file, uint64_t offset) {
 }
 
 static void check_zero(const GByteArray *file, uint64_t offset, uint64_t end) {
+    const uint8_t *bytes = file->data + offset;
+    g_assert_cmpuint(offset, <=, end);
     g_assert_cmpuint(end, <=, file->len);
-    for (; offset < end; offset++)
-        g_assert_cmpuint(file->data[offset], ==, 0);
+    if (offset < end && (bytes[0] != 0 || memcmp(bytes, bytes + 1, end - offset - 1) != 0))
+        g_error("bytes %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT " are not zeroes", offset, end);
 }
 
 /* Whether a range, which may reach beyond the disk, has a byte of data. */

@@ -133,7 +133,7 @@ static void check_snapshot(VmsnapSnapshot *snapshot, const VmsnapFormatOptions *
         const VmsnapLayout *layout = g_ptr_array_index(fixture.layouts, i);
         g_autoptr(GByteArray) file = naive_read_all(layout);
         check_reads(&fixture, layout, file, 15);
-        check_computed(layout, file, 30);
+        check_computed(layout, file, 8);
         check_seeks(layout, 15);
     }
     naive_fixture_clear(&fixture);
@@ -155,7 +155,7 @@ static uint64_t random_size(uint64_t max_size, uint64_t step) {
 }
 
 static void test_qcow2_of_any_disks_equals_naive(void) {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 24; i++) {
         VmsnapFormatOptions format = qcow2(UINT32_C(512) << random_below(i % 10 ? 8 : 13));
         uint64_t cluster_bytes = format.cluster_bytes,
                  max_size = MIN(cluster_bytes * 600, MAX(MIB(1), cluster_bytes * 3));
@@ -200,7 +200,7 @@ static void test_qcow2_may_have_many_refcounts(void) {
 }
 
 static void test_vma_of_any_disks_equals_naive(void) {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 24; i++) {
         VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
         uint64_t max_size = i % 8 ? KIB(700) : MIB(9);
         for (uint64_t n_disks = 1 + random_below(5); snapshot->disks->len < n_disks;)
@@ -353,7 +353,7 @@ static void test_qcow2_of_a_huge_disk(void) {
     check_huge_qcow2(extents_one(VMSNAP_EXTENT_ZERO, TIB(16)), 65536);
 }
 
-/* Checks the extent that begins at an offset, or after it. Returns: how many clusters it has. */
+/* Checks the first extent that begins at an offset or after it. */
 static void check_vma_spot(const VmsnapLayout *layout, const VmsnapSnapshot *snapshot, uint64_t offset) {
     uint64_t length = MIN(layout->size_bytes - offset, MIB(8));
     g_autoptr(GByteArray) bytes = g_byte_array_new();
@@ -365,6 +365,7 @@ static void check_vma_spot(const VmsnapLayout *layout, const VmsnapSnapshot *sna
             naive_check_vma_extent(bytes, snapshot);
             return;
         }
+    g_assert_not_reached();
 }
 
 static void check_huge_vma(GArray *extents) {
@@ -378,9 +379,8 @@ static void check_huge_vma(GArray *extents) {
     const VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, 0);
     uint64_t n_clusters = (disk->size_bytes + 65535) / 65536;
     g_assert_cmpuint(layout->size_bytes, ==, 12288 + 512 + (n_clusters + 58) / 59 * 512 + n_blocks * 4096);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 2; i++)
         check_vma_spot(layout, snapshot, random_below(layout->size_bytes) / 512 * 512);
-    check_vma_spot(layout, snapshot, 0);
     check_vma_spot(layout, snapshot, layout->size_bytes - MIN(layout->size_bytes, MIB(8)));
     g_assert_cmpint(g_get_monotonic_time() - start_us, <, MAX_SECONDS * G_USEC_PER_SEC);
     naive_fixture_clear(&fixture);
