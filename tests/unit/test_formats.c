@@ -155,8 +155,8 @@ static uint64_t random_size(uint64_t max_size, uint64_t step) {
 }
 
 static void test_qcow2_of_any_disks_equals_naive(void) {
-    for (int i = 0; i < 24; i++) {
-        VmsnapFormatOptions format = qcow2(UINT32_C(512) << random_below(i % 10 ? 8 : 13));
+    for (int i = 0; i < 16; i++) {
+        VmsnapFormatOptions format = qcow2(UINT32_C(512) << random_below(i % 16 ? 7 : 13));
         uint64_t cluster_bytes = format.cluster_bytes,
                  max_size = MIN(cluster_bytes * 600, MAX(MIB(1), cluster_bytes * 3));
         VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
@@ -168,7 +168,7 @@ static void test_qcow2_of_any_disks_equals_naive(void) {
 
 static void test_qcow2_of_one_kind(void) {
     static const uint64_t sizes[] = {0, 512, 1024, KIB(32), KIB(32) + 512, KIB(64), MIB(1), MIB(1) - 512};
-    for (uint32_t cluster_bytes = 512; cluster_bytes <= KIB(128); cluster_bytes *= 16) {
+    for (uint32_t cluster_bytes = 512; cluster_bytes <= KIB(32); cluster_bytes *= 8) {
         VmsnapFormatOptions format = qcow2(cluster_bytes);
         for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
             check_disk(extents_one(VMSNAP_EXTENT_DATA, sizes[i]), &format);
@@ -200,7 +200,7 @@ static void test_qcow2_may_have_many_refcounts(void) {
 }
 
 static void test_vma_of_any_disks_equals_naive(void) {
-    for (int i = 0; i < 24; i++) {
+    for (int i = 0; i < 16; i++) {
         VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
         uint64_t max_size = i % 8 ? KIB(700) : MIB(9);
         for (uint64_t n_disks = 1 + random_below(5); snapshot->disks->len < n_disks;)
@@ -379,8 +379,7 @@ static void check_huge_vma(GArray *extents) {
     const VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, 0);
     uint64_t n_clusters = (disk->size_bytes + 65535) / 65536;
     g_assert_cmpuint(layout->size_bytes, ==, 12288 + 512 + (n_clusters + 58) / 59 * 512 + n_blocks * 4096);
-    for (int i = 0; i < 2; i++)
-        check_vma_spot(layout, snapshot, random_below(layout->size_bytes) / 512 * 512);
+    check_vma_spot(layout, snapshot, random_below(layout->size_bytes - MIB(8)) / 512 * 512);
     check_vma_spot(layout, snapshot, layout->size_bytes - MIN(layout->size_bytes, MIB(8)));
     g_assert_cmpint(g_get_monotonic_time() - start_us, <, MAX_SECONDS * G_USEC_PER_SEC);
     naive_fixture_clear(&fixture);
