@@ -2,9 +2,9 @@
 /*
  * GLib is not built with the thread sanitizer, and its mutexes are atomics and futexes of its own: the sanitizer sees
  * no order between two threads that lock one, and takes everything that they guard for a race. These functions stand
- * between a test program and GLib and tell it what is true and no more: a lock comes after the unlock before it, and
- * what touches a main context or a source locks the context. So races of vmsnap are found, and nothing has to be
- * suppressed.
+ * between a test program and GLib and tell it what is true and no more: a lock comes after the unlock before it, what
+ * touches a main context or a source locks the context, and the last reference is given up after the others. So races
+ * of vmsnap are found, and nothing has to be suppressed.
  *
  * In other builds this file is empty.
  */
@@ -64,6 +64,20 @@ void g_source_set_ready_time(GSource *source, gint64 ready_time) {
     __tsan_release(source);
     GLIB(g_source_set_ready_time)(source, ready_time);
     __tsan_acquire(source);
+}
+
+static __thread GDestroyNotify box_clear; /* of the box that this thread is giving up */
+
+static void acquire_and_clear(gpointer box) {
+    GDestroyNotify clear = box_clear;
+    __tsan_acquire(box);
+    clear(box);
+}
+
+void g_atomic_rc_box_release_full(gpointer box, GDestroyNotify clear) {
+    __tsan_release(box);
+    box_clear = clear;
+    GLIB(g_atomic_rc_box_release_full)(box, acquire_and_clear);
 }
 
 #endif
