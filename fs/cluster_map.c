@@ -5,7 +5,7 @@
  */
 #include "cluster_map.h"
 
-#define MIN_STEP 256
+#define MIN_STEP 16
 #define MAX_SAMPLES (UINT64_C(1) << 20)
 
 struct VmsnapClusterMap {

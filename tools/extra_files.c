@@ -4,40 +4,59 @@
 #include "vmsnap/error.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MAX_BYTES (1 << 20)
 
-/* What is no regular file might have no end, or no beginning. */
-static gboolean check_kind(const char *path, GError **error) {
+/* What is no regular file may have no end, or nobody who writes to it. */
+static int open_regular(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     struct stat status;
-    if (stat(path, &status) != 0)
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use option 'config=%s': %s", path,
-                    g_strerror(errno));
-    else if (!S_ISREG(status.st_mode))
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use option 'config=%s': it is no file", path);
-    else if (status.st_size > MAX_BYTES)
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to use option 'config=%s': it has more than 1 MiB, and is no configuration", path);
-    else
-        return TRUE;
-    return FALSE;
+    if (fd < 0 || (fstat(fd, &status) == 0 && S_ISREG(status.st_mode)))
+        return fd;
+    (void)close(fd);
+    errno = EINVAL;
+    return -1;
+}
+
+/* Reads one byte more than may be, to learn whether there is one. Files of /proc do not tell their size. */
+static ssize_t read_up_to(int fd, char *buffer, size_t room) {
+    size_t length = 0;
+    while (length < room) {
+        ssize_t n_bytes = TEMP_FAILURE_RETRY(read(fd, buffer + length, room - length));
+        if (n_bytes < 0)
+            return -1;
+        if (n_bytes == 0)
+            break;
+        length += (size_t)n_bytes;
+    }
+    return (ssize_t)length;
+}
+
+static GBytes *load(const char *path, GError **error) {
+    g_autofree char *buffer = g_malloc(MAX_BYTES + 1);
+    int fd = open_regular(path);
+    ssize_t length = fd >= 0 ? read_up_to(fd, buffer, MAX_BYTES + 1) : -1;
+    int code = errno;
+    if (fd >= 0)
+        (void)close(fd);
+    if (length >= 0 && length <= MAX_BYTES)
+        return g_bytes_new(buffer, (gsize)length);
+    const char *reason = code == EINVAL ? "it is no file" : g_strerror(code);
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use option 'config=%s': %s", path,
+                length < 0 ? reason : "it has more than 1 MiB, and is no configuration");
+    return NULL;
 }
 
 GPtrArray *vmsnap_extra_files_load(const char *const *paths, GError **error) {
     g_autoptr(GPtrArray) contents = g_ptr_array_new_with_free_func((GDestroyNotify)g_bytes_unref);
     for (const char *const *path = paths; path && *path; path++) {
-        char *content;
-        gsize length;
-        g_autoptr(GError) read_error = NULL;
-        if (!check_kind(*path, error))
+        GBytes *content = load(*path, error);
+        if (!content)
             return NULL;
-        if (!g_file_get_contents(*path, &content, &length, &read_error)) {
-            g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use option 'config=%s': %s", *path,
-                        read_error->message);
-            return NULL;
-        }
-        g_ptr_array_add(contents, g_bytes_new_take(content, length));
+        g_ptr_array_add(contents, content);
     }
     return g_steal_pointer(&contents);
 }
