@@ -10,6 +10,7 @@
 #include "format.h"
 #include "vmsnap/error.h"
 
+#define MAGIC 0x514649fb /* "QFI", and a byte that is no text */
 #define HEADER_BYTES 104
 #define VERSION 3
 #define REFCOUNT_ORDER 4 /* 16 bits each */
@@ -126,7 +127,7 @@ static void put64(uint8_t *header, size_t at, uint64_t value) {
 /* What is left at 0: no backing file, no encryption, no internal snapshots, no features, and the end of extensions. */
 static void make_header(const Qcow2Layout *qcow2, uint8_t header[HEADER_BYTES]) {
     memset(header, 0, HEADER_BYTES);
-    memcpy(header, "QFI\xfb", 4);
+    put32(header, 0, MAGIC);
     put32(header, 4, VERSION);
     put32(header, 20, g_bit_nth_lsf(qcow2->cluster_bytes, -1));
     put64(header, 24, qcow2->base.disk->disk->size_bytes);

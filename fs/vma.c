@@ -13,6 +13,8 @@
 
 #include <uuid/uuid.h>
 
+#define MAGIC 0x564d4100        /* "VMA" and a zero */
+#define EXTENT_MAGIC 0x564d4145 /* "VMAE" */
 #define VERSION 1
 #define HEADER_BYTES 12288
 #define HEADER_ALIGNMENT 512
@@ -196,7 +198,7 @@ static void make_extent_header(const VmaLayout *vma, uint64_t extent, uint8_t he
     uint64_t cluster = first_cluster_of_extent(vma, extent), end = first_cluster_of_extent(vma, extent + 1);
     uint64_t n_blocks = data_blocks_before(vma, end) - data_blocks_before(vma, cluster);
     memset(header, 0, EXTENT_HEADER_BYTES);
-    memcpy(header, "VMAE", 4);
+    put32(header, EXTENT_MAGIC);
     put16(header + 6, (uint16_t)n_blocks);
     memcpy(header + UUID_OFFSET, vma->uuid, sizeof vma->uuid);
     guint number = 0;
@@ -258,7 +260,7 @@ static uint32_t header_add_blob(GByteArray *header, const void *data, size_t len
 
 static void header_add_device(GByteArray *header, guint number, const VmsnapDisk *disk) {
     uint32_t name = header_add_blob(header, disk->name, strlen(disk->name) + 1);
-    uint8_t *device = header->data + DEVICES_OFFSET + number * DEVICE_BYTES;
+    uint8_t *device = header->data + DEVICES_OFFSET + (size_t)number * DEVICE_BYTES;
     put32(device, name);
     put64(device + 8, disk->size_bytes);
 }
@@ -291,7 +293,7 @@ static GByteArray *header_new(const VmaLayout *vma, const VmsnapSnapshot *snapsh
             header_add_config(header, n_configs++, file);
     }
     header_append_zeroes(header, (HEADER_ALIGNMENT - header->len % HEADER_ALIGNMENT) % HEADER_ALIGNMENT);
-    memcpy(header->data, "VMA", 4);
+    put32(header->data, MAGIC);
     put32(header->data + 4, VERSION);
     memcpy(header->data + UUID_OFFSET, vma->uuid, sizeof vma->uuid);
     put64(header->data + CTIME_OFFSET, (uint64_t)(snapshot->instant_ns / 1000000000));
