@@ -312,6 +312,22 @@ static gboolean snapshot_begin_quiesced(LibvirtSnapshot *snapshot, const VmsnapB
     return snapshot_thaw(snapshot, options, begun ? error : NULL) && begun;
 }
 
+/* The files of boot and firmware come after the instant, but their names are known. */
+static gboolean snapshot_check(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
+    if (!options->check(&snapshot->base, options->check_data, error))
+        return FALSE;
+    for (guint i = 0; i < snapshot->facts->files->len; i++) {
+        const VmsnapDomainFile *file = g_ptr_array_index(snapshot->facts->files, i);
+        if (!vmsnap_snapshot_find_file(&snapshot->base, file->name))
+            continue;
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to use '%s' for two files: domain '%s' has one of that name; rename the other", file->name,
+                    snapshot->base.machine);
+        return FALSE;
+    }
+    return TRUE;
+}
+
 static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *selected, GError **error) {
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
@@ -332,7 +348,7 @@ static gboolean disk_check_export(const LibvirtDisk *disk, GError **error) {
         return TRUE;
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to use the export of disk '%s' of domain '%s': it has %" G_GUINT64_FORMAT
-                " bytes, and the disk %" G_GUINT64_FORMAT,
+                " bytes, and the disk had %" G_GUINT64_FORMAT "; try again if it has just been resized",
                 disk->base.name, disk->base.snapshot->machine, export_bytes, disk->base.size_bytes);
     return FALSE;
 }
@@ -355,10 +371,6 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
 static void snapshot_add_domain_files(LibvirtSnapshot *snapshot) {
     for (guint i = 0; i < snapshot->facts->files->len; i++) {
         const VmsnapDomainFile *file = g_ptr_array_index(snapshot->facts->files, i);
-        if (vmsnap_snapshot_find_file(&snapshot->base, file->name)) {
-            vmsnap_snapshot_add_left_out(&snapshot->base, file->name, "another file has its name");
-            continue;
-        }
         g_autoptr(GError) error = NULL;
         GBytes *content = vmsnap_config_file_load(file->path, qemu_uid(snapshot), qemu_gid(snapshot),
                                                   snapshot->record->scratch_dir, &error);
@@ -470,8 +482,7 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     gboolean begun = snapshot_look_up(snapshot, options, error);
     if (begun) {
         selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
-        begun = selected && snapshot_add_disks(snapshot, selected, error) &&
-                options->check(&snapshot->base, options->check_data, error) &&
+        begun = selected && snapshot_add_disks(snapshot, selected, error) && snapshot_check(snapshot, options, error) &&
                 snapshot_prepare(snapshot, options, error) &&
                 snapshot_begin_quiesced(snapshot, options, selected, error) &&
                 snapshot_open_disks(snapshot, options, error);

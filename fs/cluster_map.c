@@ -5,6 +5,8 @@
  */
 #include "cluster_map.h"
 
+#include "bytes.h"
+
 #define MIN_STEP 16
 #define MAX_SAMPLES (UINT64_C(1) << 20)
 
@@ -18,10 +20,6 @@ struct VmsnapClusterMap {
     uint64_t n_samples; /* one for the beginning of each step */
     uint64_t *samples;  /* ranks */
 };
-
-static uint64_t divide_up(uint64_t dividend, uint64_t divisor) {
-    return dividend / divisor + (dividend % divisor != 0);
-}
 
 /* Returns: the first offset of data that a walk from @offset comes to, at or after @limit if there is none before. */
 static uint64_t find_data(const VmsnapClusterMap *map, uint64_t offset, uint64_t limit, uint64_t *ret_length) {
@@ -43,7 +41,7 @@ static void run_measure(const VmsnapClusterMap *map, VmsnapClusterRun *run) {
     uint64_t data = find_data(map, offset, first_end, &length);
     run->is_data = data < first_end;
     if (run->is_data)
-        run->length = divide_up(data + length, map->cluster_bytes) - run->first;
+        run->length = vmsnap_divide_up(data + length, map->cluster_bytes) - run->first;
     else if (data == map->size_bytes)
         run->length = map->n_clusters - run->first;
     else
@@ -59,7 +57,7 @@ static void run_cut_front(VmsnapClusterRun *run, uint64_t n_clusters) {
 /* Notes the ranks of the steps that begin inside a run. */
 static void take_samples(VmsnapClusterMap *map, const VmsnapClusterRun *run) {
     uint64_t end = run->first + run->length;
-    for (uint64_t i = divide_up(run->first, map->step); i * map->step < end; i++)
+    for (uint64_t i = vmsnap_divide_up(run->first, map->step); i * map->step < end; i++)
         map->samples[i] = run->rank + (run->is_data ? i * map->step - run->first : 0);
 }
 
@@ -68,9 +66,9 @@ VmsnapClusterMap *vmsnap_cluster_map_new(const VmsnapExtentMap *extents, uint64_
     map->extents = extents;
     map->size_bytes = vmsnap_extent_map_get_size(extents);
     map->cluster_bytes = cluster_bytes;
-    map->n_clusters = divide_up(map->size_bytes, cluster_bytes);
-    map->step = MAX(MIN_STEP, divide_up(map->n_clusters, MAX_SAMPLES));
-    map->n_samples = divide_up(map->n_clusters, map->step);
+    map->n_clusters = vmsnap_divide_up(map->size_bytes, cluster_bytes);
+    map->step = MAX(MIN_STEP, vmsnap_divide_up(map->n_clusters, MAX_SAMPLES));
+    map->n_samples = vmsnap_divide_up(map->n_clusters, map->step);
     map->samples = g_new(uint64_t, map->n_samples);
     VmsnapClusterRun run = {0};
     while (run.first < map->n_clusters) {

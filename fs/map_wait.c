@@ -44,10 +44,10 @@ static Unmapped *unmapped_new(const GPtrArray *disks) {
 }
 
 /* Returns: FALSE if it was interrupted before every map was complete, or certain never to be. */
-static gboolean unmapped_wait(Unmapped *unmapped, VmsnapInterruptedFunc interrupted) {
+static gboolean unmapped_wait(Unmapped *unmapped, VmsnapInterruptedFunc interrupted, gpointer user_data) {
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&unmapped->lock);
     while (unmapped->n_disks > 0) {
-        if (interrupted())
+        if (interrupted(user_data))
             return FALSE;
         (void)g_cond_wait_until(&unmapped->changed, &unmapped->lock, g_get_monotonic_time() + INTERRUPTED_CHECK_US);
     }
@@ -68,12 +68,13 @@ static gboolean check_maps(VmsnapSnapshot *snapshot, const GPtrArray *disks, GEr
 }
 
 gboolean vmsnap_map_wait(VmsnapSnapshot *snapshot, const GPtrArray *disks, VmsnapInterruptedFunc interrupted,
-                         GError **error) {
+                         gpointer user_data, GError **error) {
     Unmapped *unmapped = unmapped_new(disks);
-    gboolean waited = unmapped_wait(unmapped, interrupted);
+    gboolean waited = unmapped_wait(unmapped, interrupted, user_data);
     unmapped_release(unmapped);
     if (!waited)
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount '%s': interrupted by a signal",
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to mount '%s': interrupted before it was known which parts of its disks are data",
                     snapshot->machine);
     return waited && check_maps(snapshot, disks, error);
 }

@@ -4,15 +4,15 @@
 
 #include "disk_view.h"
 
-/** Returns: whether what blocks is to be given up. */
-typedef gboolean (*VmsnapInterruptedFunc)(void);
+/** Returns: whether what blocks is to be given up, for want of anybody who wants it. */
+typedef gboolean (*VmsnapInterruptedFunc)(gpointer user_data);
 
 /**
  * vmsnap_map_wait:
  * @disks: (element-type VmsnapDiskView): of @snapshot, all being scanned
- * @interrupted: called now and then
+ * @interrupted: called now and then, with @user_data
  *
  * Blocks until the maps of @disks are complete. Returns: FALSE with @error set if they are not going to be.
  */
 gboolean vmsnap_map_wait(VmsnapSnapshot *snapshot, const GPtrArray *disks, VmsnapInterruptedFunc interrupted,
-                         GError **error);
+                         gpointer user_data, GError **error);

@@ -6,6 +6,7 @@
  * cluster maps tell: one counts the clusters, the other the ranges of the disk that an L2 table describes. Every
  * cluster of the file is used once.
  */
+#include "bytes.h"
 #include "cluster_map.h"
 #include "format.h"
 #include "vmsnap/error.h"
@@ -59,10 +60,6 @@ typedef struct {
 /* Gives the value at an index of a table. Walks upwards. */
 typedef uint64_t (*EntryFunc)(const Qcow2Layout *qcow2, uint64_t index, Cursor *cursor);
 
-static uint64_t divide_up(uint64_t dividend, uint64_t divisor) {
-    return dividend / divisor + (dividend % divisor != 0);
-}
-
 /* Returns: where the cluster @index of a part begins. */
 static uint64_t place(const Qcow2Layout *qcow2, PartKind part, uint64_t index) {
     return (qcow2->parts[part].first + index) * qcow2->cluster_bytes;
@@ -114,29 +111,19 @@ static uint64_t refcount_entry(const Qcow2Layout *qcow2, uint64_t index, Cursor 
     return index < qcow2->total_clusters;
 }
 
-static void put32(uint8_t *header, size_t at, uint32_t value) {
-    value = GUINT32_TO_BE(value);
-    memcpy(header + at, &value, sizeof value);
-}
-
-static void put64(uint8_t *header, size_t at, uint64_t value) {
-    value = GUINT64_TO_BE(value);
-    memcpy(header + at, &value, sizeof value);
-}
-
 /* What is left at 0: no backing file, no encryption, no internal snapshots, no features, and the end of extensions. */
 static void make_header(const Qcow2Layout *qcow2, uint8_t header[HEADER_BYTES]) {
     memset(header, 0, HEADER_BYTES);
-    put32(header, 0, MAGIC);
-    put32(header, 4, VERSION);
-    put32(header, 20, g_bit_nth_lsf(qcow2->cluster_bytes, -1));
-    put64(header, 24, qcow2->base.disk->disk->size_bytes);
-    put32(header, 36, (uint32_t)qcow2->l1_entries);
-    put64(header, 40, place(qcow2, PART_L1, 0));
-    put64(header, 48, place(qcow2, PART_REFCOUNT_TABLE, 0));
-    put32(header, 56, (uint32_t)qcow2->parts[PART_REFCOUNT_TABLE].count);
-    put32(header, 96, REFCOUNT_ORDER);
-    put32(header, 100, HEADER_BYTES);
+    vmsnap_put_be32(header, MAGIC);
+    vmsnap_put_be32(header + 4, VERSION);
+    vmsnap_put_be32(header + 20, g_bit_nth_lsf(qcow2->cluster_bytes, -1));
+    vmsnap_put_be64(header + 24, qcow2->base.disk->disk->size_bytes);
+    vmsnap_put_be32(header + 36, (uint32_t)qcow2->l1_entries);
+    vmsnap_put_be64(header + 40, place(qcow2, PART_L1, 0));
+    vmsnap_put_be64(header + 48, place(qcow2, PART_REFCOUNT_TABLE, 0));
+    vmsnap_put_be32(header + 56, (uint32_t)qcow2->parts[PART_REFCOUNT_TABLE].count);
+    vmsnap_put_be32(header + 96, REFCOUNT_ORDER);
+    vmsnap_put_be32(header + 100, HEADER_BYTES);
 }
 
 static void compute_header(const Qcow2Layout *qcow2, uint64_t offset, size_t length, uint8_t *buffer) {
@@ -227,15 +214,15 @@ static const VmsnapLayoutClass qcow2_class = {
 static void place_parts(Qcow2Layout *qcow2) {
     Part *parts = qcow2->parts;
     parts[PART_HEADER].count = 1;
-    parts[PART_L1].count = divide_up(qcow2->l1_entries * sizeof(uint64_t), qcow2->cluster_bytes);
+    parts[PART_L1].count = vmsnap_divide_up(qcow2->l1_entries * sizeof(uint64_t), qcow2->cluster_bytes);
     parts[PART_L2].count = vmsnap_cluster_map_get_data_count(qcow2->tables);
     parts[PART_DATA].count = vmsnap_cluster_map_get_data_count(qcow2->clusters);
     uint64_t total;
     do {
         total = qcow2->total_clusters;
-        uint64_t n_blocks = divide_up(total * REFCOUNT_BYTES, qcow2->cluster_bytes);
+        uint64_t n_blocks = vmsnap_divide_up(total * REFCOUNT_BYTES, qcow2->cluster_bytes);
         parts[PART_REFCOUNT_BLOCKS].count = n_blocks;
-        parts[PART_REFCOUNT_TABLE].count = divide_up(n_blocks * sizeof(uint64_t), qcow2->cluster_bytes);
+        parts[PART_REFCOUNT_TABLE].count = vmsnap_divide_up(n_blocks * sizeof(uint64_t), qcow2->cluster_bytes);
         qcow2->total_clusters = 0;
         for (PartKind part = PART_HEADER; part < N_PARTS; part++) {
             parts[part].first = qcow2->total_clusters;
@@ -267,8 +254,8 @@ static gboolean disk_fits(uint64_t disk_bytes, uint64_t cluster_bytes) {
     uint64_t bytes_per_l1_entry = cluster_bytes / sizeof(uint64_t) * cluster_bytes;
     uint64_t bytes_per_refcount_block = cluster_bytes / REFCOUNT_BYTES * cluster_bytes;
     uint64_t tables_at_most = disk_bytes / cluster_bytes * sizeof(uint64_t) * 2 + MAX_L1_BYTES;
-    return divide_up(disk_bytes, bytes_per_l1_entry) * sizeof(uint64_t) <= MAX_L1_BYTES &&
-           divide_up(disk_bytes + tables_at_most, bytes_per_refcount_block) * sizeof(uint64_t) <=
+    return vmsnap_divide_up(disk_bytes, bytes_per_l1_entry) * sizeof(uint64_t) <= MAX_L1_BYTES &&
+           vmsnap_divide_up(disk_bytes + tables_at_most, bytes_per_refcount_block) * sizeof(uint64_t) <=
                MAX_REFCOUNT_TABLE_BYTES;
 }
 

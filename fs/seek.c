@@ -6,10 +6,17 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
+/*
+ * A walk keeps a thread of FUSE busy. A hole need not be told, as lseek(2) says, and where none comes for so long it is
+ * not: compact formats are data to their end, in pieces as many as the disk has extents.
+ */
+#define MAX_SEGMENTS_TO_HOLE 20000
+
 typedef struct {
     const VmsnapLayout *layout;
     uint64_t position;
     gboolean to_hole;
+    uint64_t n_segments;  /* that were walked */
     _Atomic int arrivals; /* at the end of a question: the walk that asked, and the answer */
     VmsnapSeekFunc done;
     gpointer user_data;
@@ -52,6 +59,8 @@ static void seek_walk(Seek *seek) {
             return;
         }
         seek->position += segment.length_bytes;
+        if (seek->to_hole && ++seek->n_segments == MAX_SEGMENTS_TO_HOLE)
+            seek->position = seek->layout->size_bytes;
     }
     seek_end(seek, seek->to_hole ? 0 : -ENXIO);
 }

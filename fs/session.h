@@ -21,7 +21,7 @@ typedef struct {
 
 /**
  * vmsnap_session_mount:
- * @view: must outlive the session; to be started before vmsnap_session_run()
+ * @view: started; must outlive the session
  * @mount_point: absolute
  *
  * Mounts @view on @mount_point. No request is answered before vmsnap_session_run().

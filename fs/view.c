@@ -102,12 +102,12 @@ static void view_add_disks(VmsnapView *view) {
     }
 }
 
-gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, GError **error) {
+gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data, GError **error) {
     for (guint i = 0; i < view->disks->len; i++) {
         VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
         vmsnap_scan_start(disk->scan);
     }
-    if (view->format.format->needs_maps && !vmsnap_map_wait(view->snapshot, view->disks, interrupted, error))
+    if (view->format.format->needs_maps && !vmsnap_map_wait(view->snapshot, view->disks, interrupted, user_data, error))
         return FALSE;
     view_add_disks(view);
     return TRUE;
@@ -116,7 +116,8 @@ gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, 
 static gboolean names_add(GHashTable *names, char *name, GError **error) {
     if (g_hash_table_contains(names, name)) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to use '%s' for two files: rename the one that config= names", name);
+                    "failed to use '%s' for two files; rename the one that config= names, or choose another format",
+                    name);
         g_free(name);
         return FALSE;
     }

@@ -48,9 +48,10 @@ void vmsnap_view_stop(VmsnapView *view);
 
 /**
  * vmsnap_view_start:
- * @interrupted: called now and then
+ * @interrupted: called with @user_data now and then, if this blocks
  *
- * Begins to map the disks in the background, and adds their files. Blocks until they are mapped, if the format needs
- * that. Once, before the first look at the tree. Returns: FALSE with @error set if that failed.
+ * Begins to map the disks, and adds their files. Blocks until they are mapped, if the format needs that, and otherwise
+ * lets it go on in the background. Once, before the first look at the tree. Returns: FALSE with @error set if that
+ * failed; there may still be questions under way then, as after a success: the snapshot ends before the view is freed.
  */
-gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, GError **error);
+gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data, GError **error);

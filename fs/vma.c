@@ -7,6 +7,7 @@
  *
  * Numbers are big-endian but for the lengths of blobs.
  */
+#include "bytes.h"
 #include "cluster_map.h"
 #include "format.h"
 #include "vmsnap/error.h"
@@ -34,6 +35,8 @@
 #define BLOCKS_PER_CLUSTER 16
 #define MD5_BYTES 16
 
+#define MAX_SAMPLES (UINT64_C(1) << 20)
+
 #define MAX_DEVICES 254
 #define MAX_CONFIGS 256
 #define MAX_BLOB_BYTES 65535
@@ -55,28 +58,11 @@ typedef struct {
     uint64_t n_clusters; /* of all devices */
     uint64_t n_data_blocks;
     uint64_t n_extents;
+    uint64_t step;     /* in extents, between samples */
+    uint64_t *samples; /* how many blocks of data lie before those extents */
     guint n_devices;
     Device devices[];
 } VmaLayout;
-
-static uint64_t divide_up(uint64_t dividend, uint64_t divisor) {
-    return dividend / divisor + (dividend % divisor != 0);
-}
-
-static void put16(uint8_t *target, uint16_t value) {
-    value = GUINT16_TO_BE(value);
-    memcpy(target, &value, sizeof value);
-}
-
-static void put32(uint8_t *target, uint32_t value) {
-    value = GUINT32_TO_BE(value);
-    memcpy(target, &value, sizeof value);
-}
-
-static void put64(uint8_t *target, uint64_t value) {
-    value = GUINT64_TO_BE(value);
-    memcpy(target, &value, sizeof value);
-}
 
 /* The sum is taken over what has zeroes in its place. */
 static void put_md5(uint8_t *data, size_t length, size_t md5_offset) {
@@ -130,22 +116,35 @@ static uint64_t first_cluster_of_extent(const VmaLayout *vma, uint64_t extent) {
     return MIN(extent * CLUSTERS_PER_EXTENT, vma->n_clusters);
 }
 
+static uint64_t data_blocks_before_extent(const VmaLayout *vma, uint64_t extent) {
+    if (extent < vma->n_extents && extent % vma->step == 0)
+        return vma->samples[extent / vma->step];
+    return data_blocks_before(vma, first_cluster_of_extent(vma, extent));
+}
+
 /* Where an extent begins, or the file ends. */
 static uint64_t extent_start(const VmaLayout *vma, uint64_t extent) {
-    return vma->header->len + extent * EXTENT_HEADER_BYTES +
-           data_blocks_before(vma, first_cluster_of_extent(vma, extent)) * BLOCK_BYTES;
+    return vma->header->len + extent * EXTENT_HEADER_BYTES + data_blocks_before_extent(vma, extent) * BLOCK_BYTES;
+}
+
+/* Bisects what lies from @low on, every so many extents. */
+static uint64_t find_extent_by(const VmaLayout *vma, uint64_t offset, uint64_t low, uint64_t count, uint64_t step) {
+    while (count > 1) {
+        uint64_t half = count / 2;
+        if (extent_start(vma, low + half * step) <= offset) {
+            low += half * step;
+            count -= half;
+        } else {
+            count = half;
+        }
+    }
+    return low;
 }
 
 static uint64_t find_extent(const VmaLayout *vma, uint64_t offset) {
-    uint64_t low = 0, high = vma->n_extents;
-    while (high - low > 1) {
-        uint64_t middle = low + (high - low) / 2;
-        if (extent_start(vma, middle) <= offset)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
+    uint64_t n_samples = vmsnap_divide_up(vma->n_extents, vma->step);
+    uint64_t sampled = find_extent_by(vma, offset, 0, n_samples, vma->step);
+    return find_extent_by(vma, offset, sampled, MIN(vma->step, vma->n_extents - sampled), 1);
 }
 
 /*
@@ -161,7 +160,7 @@ static void vma_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSe
         return;
     }
     uint64_t extent = find_extent(vma, offset), start = extent_start(vma, extent);
-    uint64_t data_block = data_blocks_before(vma, first_cluster_of_extent(vma, extent));
+    uint64_t data_block = data_blocks_before_extent(vma, extent);
     if (offset < start + EXTENT_HEADER_BYTES) {
         uint64_t end = start + (find_extent_of_block(vma, data_block) - extent + 1) * EXTENT_HEADER_BYTES;
         *ret_segment = (VmsnapSegment){.kind = VMSNAP_SEGMENT_COMPUTED, .length_bytes = end - offset};
@@ -196,10 +195,10 @@ static uint16_t cluster_mask(const Device *device, uint64_t cluster) {
 
 static void make_extent_header(const VmaLayout *vma, uint64_t extent, uint8_t header[EXTENT_HEADER_BYTES]) {
     uint64_t cluster = first_cluster_of_extent(vma, extent), end = first_cluster_of_extent(vma, extent + 1);
-    uint64_t n_blocks = data_blocks_before(vma, end) - data_blocks_before(vma, cluster);
+    uint64_t n_blocks = data_blocks_before_extent(vma, extent + 1) - data_blocks_before_extent(vma, extent);
     memset(header, 0, EXTENT_HEADER_BYTES);
-    put32(header, EXTENT_MAGIC);
-    put16(header + 6, (uint16_t)n_blocks);
+    vmsnap_put_be32(header, EXTENT_MAGIC);
+    vmsnap_put_be16(header + 6, (uint16_t)n_blocks);
     memcpy(header + UUID_OFFSET, vma->uuid, sizeof vma->uuid);
     guint number = 0;
     for (uint8_t *info = header + BLOCKINFO_OFFSET; cluster < end; cluster++, info += sizeof(uint64_t)) {
@@ -207,7 +206,7 @@ static void make_extent_header(const VmaLayout *vma, uint64_t extent, uint8_t he
             number++;
         const Device *device = &vma->devices[number - 1];
         uint64_t in_device = cluster - device->first_cluster;
-        put64(info, (uint64_t)cluster_mask(device, in_device) << 48 | (uint64_t)number << 32 | in_device);
+        vmsnap_put_be64(info, (uint64_t)cluster_mask(device, in_device) << 48 | (uint64_t)number << 32 | in_device);
     }
     put_md5(header, EXTENT_HEADER_BYTES, EXTENT_MD5_OFFSET);
 }
@@ -239,6 +238,7 @@ static void vma_free(VmsnapLayout *layout) {
     for (guint i = 0; i < vma->n_devices; i++)
         vmsnap_cluster_map_free(vma->devices[i].blocks);
     g_byte_array_unref(vma->header);
+    g_free(vma->samples);
     g_free(vma);
 }
 
@@ -261,8 +261,8 @@ static uint32_t header_add_blob(GByteArray *header, const void *data, size_t len
 static void header_add_device(GByteArray *header, guint number, const VmsnapDisk *disk) {
     uint32_t name = header_add_blob(header, disk->name, strlen(disk->name) + 1);
     uint8_t *device = header->data + DEVICES_OFFSET + (size_t)number * DEVICE_BYTES;
-    put32(device, name);
-    put64(device + 8, disk->size_bytes);
+    vmsnap_put_be32(device, name);
+    vmsnap_put_be64(device + 8, disk->size_bytes);
 }
 
 static void header_add_config(GByteArray *header, guint index, const VmsnapConfigFile *file) {
@@ -270,8 +270,8 @@ static void header_add_config(GByteArray *header, guint index, const VmsnapConfi
     const void *content = g_bytes_get_data(file->content, &length);
     uint32_t name = header_add_blob(header, file->name, strlen(file->name) + 1);
     uint32_t data = header_add_blob(header, content, length);
-    put32(header->data + CONFIG_NAMES_OFFSET + index * sizeof(uint32_t), name);
-    put32(header->data + CONFIG_DATA_OFFSET + index * sizeof(uint32_t), data);
+    vmsnap_put_be32(header->data + CONFIG_NAMES_OFFSET + index * sizeof(uint32_t), name);
+    vmsnap_put_be32(header->data + CONFIG_DATA_OFFSET + index * sizeof(uint32_t), data);
 }
 
 static void header_append_zeroes(GByteArray *header, guint length) {
@@ -293,15 +293,24 @@ static GByteArray *header_new(const VmaLayout *vma, const VmsnapSnapshot *snapsh
             header_add_config(header, n_configs++, file);
     }
     header_append_zeroes(header, (HEADER_ALIGNMENT - header->len % HEADER_ALIGNMENT) % HEADER_ALIGNMENT);
-    put32(header->data, MAGIC);
-    put32(header->data + 4, VERSION);
+    vmsnap_put_be32(header->data, MAGIC);
+    vmsnap_put_be32(header->data + 4, VERSION);
     memcpy(header->data + UUID_OFFSET, vma->uuid, sizeof vma->uuid);
-    put64(header->data + CTIME_OFFSET, (uint64_t)(snapshot->instant_ns / 1000000000));
-    put32(header->data + BLOB_OFFSET_OFFSET, HEADER_BYTES);
-    put32(header->data + BLOB_OFFSET_OFFSET + 4, header->len - HEADER_BYTES);
-    put32(header->data + BLOB_OFFSET_OFFSET + 8, header->len);
+    vmsnap_put_be64(header->data + CTIME_OFFSET, (uint64_t)(snapshot->instant_ns / 1000000000));
+    vmsnap_put_be32(header->data + BLOB_OFFSET_OFFSET, HEADER_BYTES);
+    vmsnap_put_be32(header->data + BLOB_OFFSET_OFFSET + 4, header->len - HEADER_BYTES);
+    vmsnap_put_be32(header->data + BLOB_OFFSET_OFFSET + 8, header->len);
     put_md5(header->data, header->len, HEADER_MD5_OFFSET);
     return header;
+}
+
+/* An extent of each offset is found by these, almost without a look at the cluster maps, which takes longer. */
+static void take_samples(VmaLayout *vma) {
+    vma->step = MAX(1, vmsnap_divide_up(vma->n_extents, MAX_SAMPLES));
+    uint64_t n_samples = vmsnap_divide_up(vma->n_extents, vma->step);
+    vma->samples = g_new(uint64_t, n_samples);
+    for (uint64_t i = 0; i < n_samples; i++)
+        vma->samples[i] = data_blocks_before(vma, first_cluster_of_extent(vma, i * vma->step));
 }
 
 static VmsnapLayout *vma_layout_new(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot,
@@ -313,10 +322,11 @@ static VmsnapLayout *vma_layout_new(const VmsnapFormatOptions *options, const Vm
     for (guint i = 0; i < n_disks; i++) {
         VmsnapClusterMap *blocks = vmsnap_cluster_map_new(vmsnap_scan_get_map(disks[i]->scan), BLOCK_BYTES);
         vma->devices[i] = (Device){disks[i], blocks, vma->n_clusters, vma->n_data_blocks};
-        vma->n_clusters += divide_up(vmsnap_cluster_map_get_count(blocks), BLOCKS_PER_CLUSTER);
+        vma->n_clusters += vmsnap_divide_up(vmsnap_cluster_map_get_count(blocks), BLOCKS_PER_CLUSTER);
         vma->n_data_blocks += vmsnap_cluster_map_get_data_count(blocks);
     }
-    vma->n_extents = divide_up(vma->n_clusters, CLUSTERS_PER_EXTENT);
+    vma->n_extents = vmsnap_divide_up(vma->n_clusters, CLUSTERS_PER_EXTENT);
+    take_samples(vma);
     (void)uuid_parse(snapshot->uuid, vma->uuid);
     vma->header = header_new(vma, snapshot);
     vma->base.size_bytes = vma->header->len + vma->n_extents * EXTENT_HEADER_BYTES + vma->n_data_blocks * BLOCK_BYTES;
@@ -359,8 +369,9 @@ static gboolean check_configs(const VmsnapSnapshot *snapshot, GError **error) {
                           file->name, g_bytes_get_size(file->content), MAX_BLOB_BYTES);
     }
     return n_configs <= MAX_CONFIGS ||
-           refuse(snapshot, error, "it has %u files of configuration, and an archive holds at most %d", n_configs,
-                  MAX_CONFIGS);
+           refuse(snapshot, error,
+                  "it has %u files of configuration, and an archive holds at most %d; name fewer with config=",
+                  n_configs, MAX_CONFIGS);
 }
 
 static gboolean vma_check(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot, GError **error) {

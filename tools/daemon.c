@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -102,6 +103,12 @@ static gboolean starter_tell(Starter *starter, int exit_code) {
     (void)close(starter->ready_fd);
     starter->ready_fd = -1;
     return told;
+}
+
+/* Whether there is nobody any more who would read it. */
+static gboolean starter_is_gone(const Starter *starter) {
+    struct pollfd pipe_end = {.fd = starter->ready_fd};
+    return starter->ready_fd >= 0 && poll(&pipe_end, 1, 0) > 0 && (pipe_end.revents & POLLERR);
 }
 
 /* Whoever reads what the starter says waits until nobody can say more: so this lets go of it before it tells. */
@@ -201,6 +208,39 @@ static void set_interrupted_error(const char *machine, GError **error) {
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to mount '%s': interrupted by a signal", machine);
 }
 
+/* What is made ready before the mount, for which rights are needed, by a thread that has none any more. */
+typedef struct {
+    VmsnapView *view;
+    const Starter *starter;
+    gboolean done;
+    GError *error;
+} Preparation;
+
+static gboolean nobody_waits(gpointer user_data) {
+    return ending_signal_pending() || starter_is_gone(user_data);
+}
+
+static gpointer prepare_thread(gpointer data) {
+    Preparation *preparation = data;
+    VmsnapView *view = preparation->view;
+    vmsnap_privileges_drop();
+    preparation->done = vmsnap_snapshot_start(view->snapshot, &preparation->error) &&
+                        vmsnap_view_start(view, nobody_waits, (gpointer)preparation->starter, &preparation->error);
+    return NULL;
+}
+
+/* The threads that this leaves have no rights either. */
+static gboolean prepare(VmsnapView *view, const Starter *starter, GError **error) {
+    Preparation preparation = {.view = view, .starter = starter};
+    GThread *thread = vmsnap_thread_try_new("vmsnap-prepare", prepare_thread, &preparation, error);
+    if (!thread)
+        return FALSE;
+    (void)g_thread_join(thread);
+    if (preparation.error)
+        g_propagate_error(error, preparation.error);
+    return preparation.done;
+}
+
 static VmsnapSession *session_mount(VmsnapView *view, const VmsnapOptions *options, const char *mount_point,
                                     GError **error) {
     VmsnapSessionOptions session_options = {
@@ -265,15 +305,12 @@ static gboolean readiness_tell(gpointer user_data) {
 }
 
 /* Serves the mounted session until its end. Returns: FALSE with @error set if it could not even begin. */
-static gboolean serve(VmsnapSession *session, VmsnapView *view, Starter *starter, VmsnapGuardian *guardian,
+static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter *starter, VmsnapGuardian *guardian,
                       gboolean *ret_aborted, GError **error) {
-    VmsnapSnapshot *snapshot = view->snapshot;
     uint64_t mount_id = vmsnap_session_get_mount_id(session);
     Readiness readiness = {.starter = starter, .snapshot = snapshot, .mount_point = guardian->mount_point};
     vmsnap_privileges_drop();
-    int result = -1;
-    if (vmsnap_snapshot_start(snapshot, error) && vmsnap_view_start(view, ending_signal_pending, error))
-        result = vmsnap_session_run(session, readiness_tell, &readiness, error);
+    int result = vmsnap_session_run(session, readiness_tell, &readiness, error);
     if (result >= 0 && !readiness.ready)
         set_interrupted_error(snapshot->machine, error);
     /*
@@ -298,11 +335,13 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     /* The view and the session look at the snapshot, and are freed after it has ended. */
     const VmsnapViewOptions how = view_options(options);
     g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &how);
-    g_autoptr(VmsnapSession) session = session_mount(view, options, guardian->mount_point, &error);
+    g_autoptr(VmsnapSession) session = NULL;
+    if (prepare(view, starter, &error))
+        session = session_mount(view, options, guardian->mount_point, &error);
     gboolean aborted = TRUE, served = FALSE;
     if (session) {
         vmsnap_utab_add(options->source, guardian->mount_point);
-        served = serve(session, view, starter, guardian, &aborted, &error);
+        served = serve(session, snapshot, starter, guardian, &aborted, &error);
     }
     g_autoptr(GError) end_error = NULL;
     (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);

@@ -10,15 +10,15 @@
 
 #define MAX_BYTES (1 << 20)
 
-/* What is no regular file may have no end, or nobody who writes to it. */
-static int open_regular(const char *path) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+/* What is no regular file may have no end, or do something when it is opened. */
+static int open_regular(const char *path, const char **ret_reason) {
     struct stat status;
-    if (fd < 0 || (fstat(fd, &status) == 0 && S_ISREG(status.st_mode)))
-        return fd;
-    (void)close(fd);
-    errno = EINVAL;
-    return -1;
+    int fd = -1;
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
+        *ret_reason = "it is no file";
+    else if ((fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
+        *ret_reason = g_strerror(errno);
+    return fd;
 }
 
 /* Reads one byte more than may be, to learn whether there is one. Files of /proc do not tell their size. */
@@ -37,16 +37,16 @@ static ssize_t read_up_to(int fd, char *buffer, size_t room) {
 
 static GBytes *load(const char *path, GError **error) {
     g_autofree char *buffer = g_malloc(MAX_BYTES + 1);
-    int fd = open_regular(path);
-    ssize_t length = fd >= 0 ? read_up_to(fd, buffer, MAX_BYTES + 1) : -1;
-    int code = errno;
-    if (fd >= 0)
+    const char *reason = NULL;
+    int fd = open_regular(path, &reason);
+    if (fd >= 0) {
+        ssize_t length = read_up_to(fd, buffer, MAX_BYTES + 1);
+        reason = length < 0 ? g_strerror(errno) : "it has more than 1 MiB, and is no configuration";
         (void)close(fd);
-    if (length >= 0 && length <= MAX_BYTES)
-        return g_bytes_new(buffer, (gsize)length);
-    const char *reason = code == EINVAL ? "it is no file" : g_strerror(code);
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use option 'config=%s': %s", path,
-                length < 0 ? reason : "it has more than 1 MiB, and is no configuration");
+        if (length >= 0 && length <= MAX_BYTES)
+            return g_bytes_new(buffer, (gsize)length);
+    }
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to use option 'config=%s': %s", path, reason);
     return NULL;
 }
 

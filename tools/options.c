@@ -197,8 +197,17 @@ static gboolean parse_cluster_size(VmsnapOptions *options, const char *value, GE
     return TRUE;
 }
 
+/* Given again, it adds to what there is. */
 static gboolean parse_config(VmsnapOptions *options, const char *value, GError **error) {
-    return set_names(&options->config_paths, "config", "FILE:FILE", value, error);
+    g_auto(GStrv) before = g_steal_pointer(&options->config_paths);
+    if (!set_names(&options->config_paths, "config", "FILE:FILE", value, error))
+        return FALSE;
+    g_autoptr(GStrvBuilder) paths = g_strv_builder_new();
+    g_strv_builder_addv(paths, before ? (const char **)before : (const char *[]){NULL});
+    g_strv_builder_addv(paths, (const char **)options->config_paths);
+    g_strfreev(options->config_paths);
+    options->config_paths = g_strv_builder_end(paths);
+    return TRUE;
 }
 
 static gboolean parse_ro(VmsnapOptions *options, const char *value, GError **error) {

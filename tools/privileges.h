@@ -5,7 +5,7 @@
 /**
  * vmsnap_privileges_drop:
  *
- * Gives up all capabilities of root, now and for ever, for this thread and those that it makes: there must be no others
- * yet. Warns if that fails. An ordinary user has none.
+ * Gives up all capabilities of root, now and for ever, for this thread and those that it makes. Warns if that fails. An
+ * ordinary user has none.
  */
 void vmsnap_privileges_drop(void);

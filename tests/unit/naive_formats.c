@@ -9,7 +9,8 @@
 #include <string.h>
 #include <uuid/uuid.h>
 
-static gboolean never(void) {
+static gboolean never(gpointer user_data) {
+    (void)user_data;
     return FALSE;
 }
 
@@ -20,7 +21,7 @@ void naive_fixture_init(NaiveFixture *fixture, VmsnapSnapshot *snapshot, const V
     g_assert_no_error(error);
     *fixture = (NaiveFixture){.snapshot = snapshot, .format = *format, .layouts = g_ptr_array_new()};
     fixture->view = vmsnap_view_new(snapshot, &options);
-    (void)vmsnap_view_start(fixture->view, never, &error);
+    (void)vmsnap_view_start(fixture->view, never, NULL, &error);
     g_assert_no_error(error);
     const VmsnapNode *root = vmsnap_tree_get(fixture->view->tree, VMSNAP_TREE_ROOT_ID);
     for (guint i = 0; i < snapshot->disks->len && (i == 0 || !format->format->one_file); i++) {

@@ -4,12 +4,15 @@
 
 #include "extents.h"
 
+#include <time.h>
+
 #define WINDOW_BYTES VMSNAP_EXTENT_MAP_WINDOW_BYTES
 #define MAX_MEMORY_BYTES ((size_t)48 << 20)
 #define TIB(n) ((uint64_t)(n) << 40)
 #define GIB(n) ((uint64_t)(n) << 30)
 #define MIB(n) ((uint64_t)(n) << 20)
 /* What no healthy machine needs, however busy it is, for what should take some milliseconds. */
+/* Of the processor: what other programs do meanwhile does not count. */
 #define MAX_SECONDS 20
 
 typedef struct {
@@ -229,14 +232,14 @@ static GArray *extents_sparse(uint64_t size) {
 }
 
 static void check_time(gint64 since_us) {
-    g_assert_cmpint(g_get_monotonic_time() - since_us, <, MAX_SECONDS * G_USEC_PER_SEC);
+    g_assert_cmpint((gint64)clock() - since_us, <, MAX_SECONDS * (gint64)CLOCKS_PER_SEC);
 }
 
 static void test_a_huge_disk_takes_little(void) {
     static const uint64_t cluster_sizes[] = {512, 4096, 65536, MIB(2), GIB(8)};
     for (size_t i = 0; i < G_N_ELEMENTS(cluster_sizes); i++) {
         Fixture fixture;
-        gint64 start_us = g_get_monotonic_time();
+        gint64 start_us = (gint64)clock();
         fixture_init(&fixture, extents_sparse(TIB(16)), cluster_sizes[i]);
         check_some(&fixture, 300);
         g_assert_cmpuint(check_walk(&fixture), <=, fixture.extents->len + TIB(16) / WINDOW_BYTES);
@@ -255,7 +258,7 @@ static void test_a_fragmented_disk_takes_little(void) {
             vmsnap_extent_window_append(window, n % 2 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, length);
         vmsnap_extent_map_publish(map, window);
     }
-    gint64 start_us = g_get_monotonic_time();
+    gint64 start_us = (gint64)clock();
     for (uint64_t cluster_bytes = 512; cluster_bytes <= GIB(4); cluster_bytes <<= 5) {
         VmsnapClusterMap *clusters = vmsnap_cluster_map_new(map, cluster_bytes);
         for (int i = 0; i < 1000; i++) {

@@ -178,8 +178,8 @@ static void test_more_files_are_named(void) {
     g_assert_cmpstrv(one->config_paths, ((const char *[]){"/etc/hosts", NULL}));
     g_autoptr(VmsnapOptions) two = parse_string("config=/a b:../c.conf");
     g_assert_cmpstrv(two->config_paths, ((const char *[]){"/a b", "../c.conf", NULL}));
-    g_autoptr(VmsnapOptions) last = parse_string("config=/a:/b,config=/c");
-    g_assert_cmpstrv(last->config_paths, ((const char *[]){"/c", NULL}));
+    g_autoptr(VmsnapOptions) again = parse_string("config=/a:/b,config=/c");
+    g_assert_cmpstrv(again->config_paths, ((const char *[]){"/a", "/b", "/c", NULL}));
     check_refused("config=", "config");
     check_refused("config=/a:", "config=/a:");
     check_refused("config=:/a", "config=FILE:FILE");

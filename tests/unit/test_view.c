@@ -50,13 +50,14 @@ static void fixture_init(Fixture *fixture) {
     fixture_init_with(fixture, snapshot_new(NULL), &view_options);
 }
 
-static gboolean never(void) {
+static gboolean never(gpointer user_data) {
+    (void)user_data;
     return FALSE;
 }
 
 static void fixture_start(Fixture *fixture) {
     g_autoptr(GError) error = NULL;
-    gboolean started = vmsnap_view_start(fixture->view, never, &error);
+    gboolean started = vmsnap_view_start(fixture->view, never, NULL, &error);
     g_assert_no_error(error);
     g_assert_true(started);
 }
@@ -228,14 +229,15 @@ static void test_what_a_format_cannot_hold_is_told(void) {
 
 /* A view that cannot start */
 
-static gboolean at_once(void) {
+static gboolean at_once(gpointer user_data) {
+    (void)user_data;
     return TRUE;
 }
 
 /* @error_part: what the error says */
 static void check_start_fails(Fixture *fixture, VmsnapInterruptedFunc interrupted, const char *error_part) {
     g_autoptr(GError) error = NULL;
-    g_assert_false(vmsnap_view_start(fixture->view, interrupted, &error));
+    g_assert_false(vmsnap_view_start(fixture->view, interrupted, NULL, &error));
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     if (!strstr(error->message, error_part))
         g_error("'%s' does not say '%s'", error->message, error_part);
@@ -253,7 +255,8 @@ static void test_a_start_may_be_interrupted(void) {
 
 static int questions_left; /* atomic */
 
-static gboolean after_some_time(void) {
+static gboolean after_some_time(gpointer user_data) {
+    (void)user_data;
     return g_atomic_int_dec_and_test(&questions_left);
 }
 
