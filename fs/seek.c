@@ -10,7 +10,7 @@
  * A walk keeps a thread of FUSE busy. A hole need not be told, as lseek(2) says, and where none comes for so long it is
  * not: compact formats are data to their end, in pieces as many as the disk has extents.
  */
-#define MAX_SEGMENTS_TO_HOLE 20000
+#define MAX_SEGMENTS_TO_HOLE 10000
 
 typedef struct {
     const VmsnapLayout *layout;

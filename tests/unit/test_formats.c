@@ -428,11 +428,12 @@ static void check_looks_no_further(const VmsnapFormatOptions *format, GArray *ex
 }
 
 static void test_no_hole_is_looked_for_without_end(void) {
-    static const VmsnapFormatOptions qcow2 = {.format = &vmsnap_format_qcow2, .cluster_bytes = 64 << 10};
+    static const VmsnapFormatOptions qcow2 = {.format = &vmsnap_format_qcow2, .cluster_bytes = 4096};
+    const uint64_t fragmented_bytes = UINT64_C(24000) * 4096;
     check_looks_no_further(&vma, extents_one(VMSNAP_EXTENT_DATA, TIB(16)));
-    check_looks_no_further(&vma, extents_alternate(GIB(16), 64 << 10));
-    check_looks_no_further(&qcow2, extents_one(VMSNAP_EXTENT_DATA, TIB(16)));
-    check_looks_no_further(&qcow2, extents_alternate(GIB(16), 64 << 10));
+    check_looks_no_further(&vma, extents_alternate(fragmented_bytes, 4096));
+    check_looks_no_further(&qcow2, extents_one(VMSNAP_EXTENT_DATA, TIB(4)));
+    check_looks_no_further(&qcow2, extents_alternate(fragmented_bytes, 4096));
 }
 
 /* What a format cannot hold */
