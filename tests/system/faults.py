@@ -159,7 +159,10 @@ class Libvirtd:
 
     @classmethod
     def launch(cls):
-        run('libvirtd', '--daemon', env={**os.environ, 'LIBVIRT_LOG_OUTPUTS': f'3:file:{cls.LOG}'})
+        """The one before may be dead, and a child of it still hold the file with its process id."""
+        environment = {**os.environ, 'LIBVIRT_LOG_OUTPUTS': f'3:file:{cls.LOG}'}
+        lib.wait_until(lambda: run('libvirtd', '--daemon', env=environment, status=None).returncode == 0,
+                       'libvirtd starts', timeout=SOON, pause=0.2)
 
     @classmethod
     def start(cls):

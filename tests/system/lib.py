@@ -116,13 +116,13 @@ def runtime_dir(user):
     return f'/run/user/{pwd.getpwnam(user).pw_uid}' if user else '/run'
 
 
-def wait_until(condition, what, timeout=PATIENCE):
+def wait_until(condition, what, timeout=PATIENCE, pause=0.02):
     """Waits until CONDITION() is true and returns its value."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f'waited {timeout} s in vain until {what}')
-        time.sleep(0.02)
+        time.sleep(pause)
     return value
 
 

@@ -334,17 +334,27 @@ class Cleanup(lib.TestCase):
         mount.assert_nothing_left()
         self.assertEqual(cleanup(), [])
 
+    @staticmethod
+    def wait_begun():
+        """Returns the daemon of the only mount, as soon as it begins its job."""
+        def begun():
+            for path in RECORDS.glob('*.json'):
+                record = json.loads(path.read_text())
+                return record['pid'] if record['job'] else None
+
+        return lib.wait_until(begun, 'the job is begun', pause=0.001)
+
     def test_daemon_killed_in_begin(self):
         """Who waits for a mount learns at once that the daemon died, and not when the guardian could clear up."""
         mount = Mount(self.other)
         qemu = int(Path(f'/run/libvirt/qemu/{self.other.name}.pid').read_text())
-        os.kill(qemu, signal.SIGSTOP)
         command = subprocess.Popen(['mount.vmsnap', self.other.name, mount.point], stdin=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            record, = lib.wait_until(lambda: list(RECORDS.glob('*.json')), 'there is a record')
-            lib.wait_until(lambda: json.loads(record.read_text())['job'], 'the job is begun')
-            os.kill(json.loads(record.read_text())['pid'], signal.SIGKILL)
+            daemon = self.wait_begun()
+            # Now libvirt waits for QEMU, and who wants to end the job for libvirt.
+            os.kill(qemu, signal.SIGSTOP)
+            os.kill(daemon, signal.SIGKILL)
             err = command.communicate(timeout=5)[1]
         finally:
             os.kill(qemu, signal.SIGCONT)
