@@ -72,17 +72,22 @@ static void put_md5(uint8_t *data, size_t length, size_t md5_offset) {
     g_checksum_get_digest(checksum, data + md5_offset, &n_bytes);
 }
 
-/* Returns: how many blocks of data lie before a cluster, which may be the count. */
-static uint64_t data_blocks_before(const VmaLayout *vma, uint64_t cluster) {
+/* Returns: the last device for which the number at @first, an offset in Device, is not more than @place. */
+static const Device *find_device(const VmaLayout *vma, glong first, uint64_t place) {
     guint low = 0, high = vma->n_devices;
     while (high - low > 1) {
         guint middle = low + (high - low) / 2;
-        if (vma->devices[middle].first_cluster <= cluster)
+        if (G_STRUCT_MEMBER(uint64_t, &vma->devices[middle], first) <= place)
             low = middle;
         else
             high = middle;
     }
-    const Device *device = &vma->devices[low];
+    return &vma->devices[low];
+}
+
+/* Returns: how many blocks of data lie before a cluster, which may be the count. */
+static uint64_t data_blocks_before(const VmaLayout *vma, uint64_t cluster) {
+    const Device *device = find_device(vma, G_STRUCT_OFFSET(Device, first_cluster), cluster);
     uint64_t block = (cluster - device->first_cluster) * BLOCKS_PER_CLUSTER;
     return device->first_data_block +
            vmsnap_cluster_map_rank(device->blocks, MIN(block, vmsnap_cluster_map_get_count(device->blocks)));
@@ -90,15 +95,7 @@ static uint64_t data_blocks_before(const VmaLayout *vma, uint64_t cluster) {
 
 /* Finds a block of data. Returns: the device that has it. @ret_run begins with it. */
 static const Device *find_block(const VmaLayout *vma, uint64_t data_block, VmsnapClusterRun *ret_run) {
-    guint low = 0, high = vma->n_devices;
-    while (high - low > 1) {
-        guint middle = low + (high - low) / 2;
-        if (vma->devices[middle].first_data_block <= data_block)
-            low = middle;
-        else
-            high = middle;
-    }
-    const Device *device = &vma->devices[low];
+    const Device *device = find_device(vma, G_STRUCT_OFFSET(Device, first_data_block), data_block);
     vmsnap_cluster_map_select(device->blocks, data_block - device->first_data_block, ret_run);
     return device;
 }

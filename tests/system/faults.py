@@ -309,6 +309,7 @@ class Rows:
     def wait_cleared(self, mount, since=None, within=CLEARED_WITHIN):
         """The third promise. Returns the seconds since then, or since now."""
         since = since or time.monotonic()
+        waits = lib.pauses()
         while True:
             at = time.monotonic()
             try:
@@ -317,7 +318,7 @@ class Rows:
             except AssertionError as error:  # also of virsh, to which libvirt cannot tell what a job is just doing
                 if at - since > within:
                     raise AssertionError(f'after {at - since:.1f} s: {error}') from None
-            time.sleep(0.05)
+            next(waits)
 
     def step_through(self, count, step):
         """Calls STEP with moments from 0 to 1. If it fails, the message tells at which."""

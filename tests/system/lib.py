@@ -116,13 +116,22 @@ def runtime_dir(user):
     return f'/run/user/{pwd.getpwnam(user).pw_uid}' if user else '/run'
 
 
+def pauses(first=0.02, longest=0.25):
+    """Ever longer pauses between looks: who waits for long must not take the processor from what it waits for."""
+    pause = first
+    while True:
+        yield time.sleep(pause)
+        pause = min(pause * 1.3, longest)
+
+
 def wait_until(condition, what, timeout=PATIENCE, pause=0.02):
     """Waits until CONDITION() is true and returns its value."""
     end = time.monotonic() + timeout
+    waits = pauses(pause)
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f'waited {timeout} s in vain until {what}')
-        time.sleep(pause)
+        next(waits)
     return value
 
 
@@ -482,8 +491,11 @@ def processes():
     return found
 
 
-def left_behind(vm):
-    """What a snapshot of VM may leave on this machine, as a set of lines."""
+def left_behind(vm, known=None):
+    """
+    What a snapshot of VM may leave on this machine, as a set of lines. With KNOWN, libvirt, which takes a while to
+    answer, is only asked if there is nothing else than that.
+    """
     home = SANDBOX / vm.user if vm.user else None
     runtime = Path(runtime_dir(vm.user)) / 'vmsnap'
     scratch = home / '.local/state/vmsnap' if home else Path('/var/lib/vmsnap')
@@ -495,7 +507,7 @@ def left_behind(vm):
     with contextlib.suppress(FileNotFoundError):
         left |= {f'entry of umount(8): {line}' for line in Path('/run/mount/utab').read_text().splitlines()
                  if 'vmsnap' in line}
-    if vm.state() != 'shut off':
+    if (known is None or left <= known) and vm.state() != 'shut off':
         job = vm.virsh('domjobinfo', vm.name)
         if not re.fullmatch(r'Job type: +None\s*', job):
             left.add(f'job of {vm.name}: {job}')
@@ -573,17 +585,18 @@ class Mount:
     def wait_ended(self):
         """Waits until nothing is left, after an end that does not wait itself."""
         end = time.monotonic() + PATIENCE
+        waits = pauses()
         while True:
             try:
                 return self.assert_no_trace()
             except AssertionError:  # also of virsh, to which libvirt cannot always tell what a job is just doing
                 if time.monotonic() > end:
                     raise
-            time.sleep(0.05)
+            next(waits)
 
     def assert_no_trace(self):
         """Whatever was not there before the mount is gone."""
-        left = left_behind(self.vm) - self._before
+        left = left_behind(self.vm, self._before) - self._before
         if left:
             raise AssertionError('left behind:\n' + '\n'.join(sorted(left)))
 
