@@ -18,6 +18,8 @@ import traceback
 import unittest
 from pathlib import Path
 
+import forks
+
 LOGS = ('/var/log/libvirt/libvirtd.log', os.environ['VMSNAP_SANDBOX'] + '/vm-*/console.log')
 LOG_LINES = 15
 
@@ -89,6 +91,7 @@ class Result(unittest.TestResult):
 
 def main(files):
     sys.stdout.reconfigure(line_buffering=True)
+    forks.watch()
     result = Result()
     for file in map(Path, files):
         sys.path.insert(0, str(file.resolve().parent))
