@@ -328,7 +328,11 @@ static gboolean snapshot_check(LibvirtSnapshot *snapshot, const VmsnapBeginOptio
     return TRUE;
 }
 
-static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *selected, GError **error) {
+/*
+ * Their sizes are learnt when the job has begun. Before, somebody else's may just be beginning, and QEMU (7.2) ends
+ * with a failed assertion if it is asked about its block nodes while it makes a qcow2 image for scratch.
+ */
+static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *selected) {
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
         LibvirtDisk *disk = g_new0(LibvirtDisk, 1);
@@ -336,21 +340,8 @@ static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *s
         disk->base.name = g_strdup(source->target);
         disk->base.source = g_strdup(source->source);
         g_ptr_array_add(snapshot->base.disks, disk);
-        if (!vmsnap_libvirt_get_size(snapshot->domain, source->target, &disk->base.size_bytes, error))
-            return FALSE;
     }
     return TRUE;
-}
-
-static gboolean disk_check_export(const LibvirtDisk *disk, GError **error) {
-    uint64_t export_bytes = vmsnap_nbd_pool_get_size(disk->pool);
-    if (export_bytes == disk->base.size_bytes)
-        return TRUE;
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use the export of disk '%s' of domain '%s': it has %" G_GUINT64_FORMAT
-                " bytes, and the disk had %" G_GUINT64_FORMAT "; try again if it has just been resized",
-                disk->base.name, disk->base.snapshot->machine, export_bytes, disk->base.size_bytes);
-    return FALSE;
 }
 
 static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
@@ -361,7 +352,10 @@ static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBegin
         disk->scratch_name = g_path_get_basename(scratch_path);
         disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->record->socket, disk->base.name,
                                          options->connections, options->timeout_ms, error);
-        if (!disk->pool || !disk_check_export(disk, error))
+        if (!disk->pool)
+            return FALSE;
+        disk->base.size_bytes = vmsnap_nbd_pool_get_size(disk->pool);
+        if (!vmsnap_libvirt_check_size(snapshot->domain, disk->base.name, disk->base.size_bytes, error))
             return FALSE;
     }
     return TRUE;
@@ -482,7 +476,7 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     gboolean begun = snapshot_look_up(snapshot, options, error);
     if (begun) {
         selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
-        begun = selected && snapshot_add_disks(snapshot, selected, error) && snapshot_check(snapshot, options, error) &&
+        begun = selected && snapshot_add_disks(snapshot, selected) && snapshot_check(snapshot, options, error) &&
                 snapshot_prepare(snapshot, options, error) &&
                 snapshot_begin_quiesced(snapshot, options, selected, error) &&
                 snapshot_open_disks(snapshot, options, error);

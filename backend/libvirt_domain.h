@@ -32,8 +32,8 @@ char *vmsnap_libvirt_get_xml(virDomainPtr domain, unsigned flags, GError **error
 /** Returns: FALSE with @error set if a job runs on @domain: it names the mount point if the job is a vmsnap's. */
 gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error);
 
-/** Learns the size of a disk. */
-gboolean vmsnap_libvirt_get_size(virDomainPtr domain, const char *target, uint64_t *ret_bytes, GError **error);
+/** Returns: whether a disk has the size that its export has told; else it is not that disk, and @error says so. */
+gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint64_t export_bytes, GError **error);
 
 /** Begins the backup job that @xml describes. */
 gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error);

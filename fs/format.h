@@ -41,7 +41,8 @@ const VmsnapFormat *vmsnap_format_find(const char *name);
 
 /**
  * vmsnap_format_check:
- * @snapshot: about to begin: it has its machine, its disks and what describes them
+ * @snapshot: about to begin: it has its machine, its disks and what describes them, but their sizes may still be 0: so
+ *   it is to be checked once more when it has begun
  *
  * Returns: FALSE with @error set if the format cannot hold that.
  */

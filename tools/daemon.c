@@ -336,7 +336,7 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     const VmsnapViewOptions how = view_options(options);
     g_autoptr(VmsnapView) view = vmsnap_view_new(snapshot, &how);
     g_autoptr(VmsnapSession) session = NULL;
-    if (prepare(view, starter, &error))
+    if (vmsnap_view_check(&how, snapshot, &error) && prepare(view, starter, &error))
         session = session_mount(view, options, guardian->mount_point, &error);
     gboolean aborted = TRUE, served = FALSE;
     if (session) {

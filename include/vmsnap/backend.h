@@ -75,8 +75,8 @@ typedef enum {
 
 /**
  * VmsnapCheckFunc:
- * @snapshot: its machine, its disks with their sizes, and the files that describe the machine are known; files may be
- *   added
+ * @snapshot: its machine, the names of its disks, and the files that describe the machine are known; files may be
+ *   added. The sizes of the disks are still 0
  *
  * Called before anything is begun or made. Returns: FALSE with @error set if nothing is to be begun.
  */

@@ -125,7 +125,7 @@ class Errors(lib.TestCase):
             mounts = [Mount(self.vm) for _ in range(3)]
             commands = [subprocess.Popen(['mount.vmsnap', self.vm.name, mount.point], stderr=subprocess.PIPE, text=True)
                         for mount in mounts]
-            messages = [command.communicate(timeout=20)[1] for command in commands]
+            messages = [command.communicate(timeout=lib.PATIENCE)[1] for command in commands]
             self.assertEqual(sorted(command.returncode for command in commands), [0, 32, 32], messages)
             winner, = (mount for mount, command in zip(mounts, commands) if command.returncode == 0)
             self.assertEqual(lib.mounts(), [str(winner.point)])

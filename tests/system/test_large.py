@@ -156,6 +156,11 @@ class Large(lib.TestCase):
                     self.assertEqual([(each['start'], each['start'] + each['length'])
                                       for each in extents if each['data']], self.sparse)
 
+    def test_clusters_too_small(self):
+        """QEMU takes no tables of that length: that is known when the job has begun, which is ended again."""
+        self.assert_refused(".*disk 'vdb' as qcow2: it is too large for clusters of 4096 bytes; use a larger .*",
+                            'disks=vdb,format=qcow2,cluster_size=4k')
+
     def test_given_up_while_mapping(self):
         """Formats whose sizes follow from all extents wait for them, but not when nobody wants the mount any more."""
         for end in (lambda process: os.killpg(process.pid, signal.SIGINT), subprocess.Popen.kill):
