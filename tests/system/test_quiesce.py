@@ -76,6 +76,11 @@ class Freezable(lib.TestCase):
     def mount_filesystem(cls):
         cls.vm.run('mount -o commit=600 /dev/vda /mnt')
 
+    def setUp(self):
+        # On a busy machine it may take a while to come to itself after what the test before has done to it.
+        if self.vm.agent:
+            self.vm.wait_agent()
+
     def tearDown(self):
         self.unmount_all()
         if self.vm.frozen() is not False:
