@@ -353,7 +353,7 @@ class Rows:
 class TestCase(Rows, lib.TestCase):
     """A guest with a region that it can overwrite. After each test all is as it was, whatever went wrong in it."""
 
-    # What the guest does without a pause: each time the region gets other bytes, of noise that begins a page later.
+    # What the guest does again and again: each time the region gets other bytes, of noise that begins a page later.
     OVERWRITE = ('n=$(cat /tmp/pass); for d in vda vdb; do tail -c +$((n % 1024 * 4096 + 1)) /tmp/noise | '
                  f'dd of=/dev/$d bs=1M count={SIZE // MIB} seek={START // MIB} iflag=fullblock oflag=direct '
                  '2>/tmp/log || { echo "writer: BAD overwrite"; cat /tmp/log; } >/dev/console; done; '
@@ -381,7 +381,7 @@ class TestCase(Rows, lib.TestCase):
         cls.prepare_guest()
 
     def start_overwriting(self):
-        self.vm.run(f'touch /tmp/overwriting; (while [ -e /tmp/overwriting ]; do {self.OVERWRITE}; done; '
+        self.vm.run(f'touch /tmp/overwriting; (while [ -e /tmp/overwriting ]; do {self.OVERWRITE}; usleep 300000; done; '
                     'touch /tmp/overwritten) >/dev/null 2>&1 &')
 
     def stop_overwriting(self):
