@@ -332,7 +332,7 @@ static gboolean snapshot_check(LibvirtSnapshot *snapshot, const VmsnapBeginOptio
  * Their sizes are learnt when the job has begun. Before, somebody else's may just be beginning, and QEMU (7.2) ends
  * with a failed assertion if it is asked about its block nodes while it makes a qcow2 image for scratch.
  */
-static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *selected) {
+static void snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *selected) {
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
         LibvirtDisk *disk = g_new0(LibvirtDisk, 1);
@@ -341,7 +341,6 @@ static gboolean snapshot_add_disks(LibvirtSnapshot *snapshot, const GPtrArray *s
         disk->base.source = g_strdup(source->source);
         g_ptr_array_add(snapshot->base.disks, disk);
     }
-    return TRUE;
 }
 
 static gboolean snapshot_open_disks(LibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
@@ -474,13 +473,13 @@ static VmsnapSnapshot *libvirt_begin(const VmsnapBeginOptions *options, GError *
     LibvirtSnapshot *snapshot = snapshot_new(options);
     g_autoptr(GPtrArray) selected = NULL;
     gboolean begun = snapshot_look_up(snapshot, options, error);
-    if (begun) {
+    if (begun)
         selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
-        begun = selected && snapshot_add_disks(snapshot, selected) && snapshot_check(snapshot, options, error) &&
-                snapshot_prepare(snapshot, options, error) &&
-                snapshot_begin_quiesced(snapshot, options, selected, error) &&
-                snapshot_open_disks(snapshot, options, error);
-    }
+    if (selected)
+        snapshot_add_disks(snapshot, selected);
+    begun = selected && snapshot_check(snapshot, options, error) && snapshot_prepare(snapshot, options, error) &&
+            snapshot_begin_quiesced(snapshot, options, selected, error) &&
+            snapshot_open_disks(snapshot, options, error);
     if (!begun) {
         g_autoptr(GError) release_error = NULL;
         if (!snapshot_release(snapshot, TRUE, &release_error))
