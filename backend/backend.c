@@ -49,14 +49,14 @@ gboolean vmsnap_snapshot_start(VmsnapSnapshot *snapshot, GError **error) {
     return !snapshot->backend->start || snapshot->backend->start(snapshot, error);
 }
 
-gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error) {
-    gboolean ended = snapshot->backend->end(snapshot, aborted, error);
+gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, GError **error) {
+    gboolean ended = snapshot->backend->end(snapshot, aborted, commit, error);
     g_assert(ended || !error || *error);
     return ended;
 }
 
 static gboolean machine_recover(VmsnapRecord *record, GError **error) {
-    if (!record->job && !record->frozen)
+    if (!vmsnap_record_has_left(record))
         return TRUE;
     for (size_t i = 0; backends[i]; i++)
         if (g_strcmp0(backends[i]->name, record->backend) == 0)
@@ -107,7 +107,7 @@ gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error) {
 }
 
 gboolean vmsnap_snapshot_remove_left(int fd, VmsnapRecord *record, GError **error) {
-    g_assert(!record->job && !record->frozen);
+    g_assert(!vmsnap_record_has_left(record));
     g_autoptr(GError) left = NULL;
     if (directories_remove(record, &left)) {
         if (g_str_equal(record->outcome, VMSNAP_OUTCOME_LEFTOVER))
@@ -161,14 +161,15 @@ void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t of
         disk->snapshot->backend->read(disk, buffer, length, offset, done, user_data);
 }
 
-void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
-                         gpointer user_data) {
+void vmsnap_disk_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+                         VmsnapExtentsFunc done, gpointer user_data) {
     disk_check_range(disk, offset, length);
+    g_assert(question == VMSNAP_EXTENTS_OF_CONTENT || disk->since);
     g_assert(length <= MAX_EXTENTS_LENGTH_BYTES);
     if (vmsnap_snapshot_is_broken(disk->snapshot))
         done(-EIO, NULL, 0, user_data);
     else
-        disk->snapshot->backend->extents(disk, offset, length, done, user_data);
+        disk->snapshot->backend->extents(disk, question, offset, length, done, user_data);
 }
 
 gboolean vmsnap_disk_get_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
@@ -180,6 +181,8 @@ static void disk_free(gpointer data) {
     VmsnapDisk *disk = data;
     g_free(disk->name);
     g_free(disk->source);
+    g_free(disk->since);
+    g_free(disk->full_reason);
     g_free(disk);
 }
 
@@ -222,6 +225,8 @@ void vmsnap_snapshot_clear(VmsnapSnapshot *snapshot) {
     g_clear_pointer(&snapshot->machine, g_free);
     g_clear_pointer(&snapshot->machine_uuid, g_free);
     g_clear_pointer(&snapshot->quiesce_error, g_free);
+    g_clear_pointer(&snapshot->checkpoint, g_free);
+    g_clear_pointer(&snapshot->since, g_free);
     g_clear_pointer(&snapshot->break_reason, g_free);
     g_mutex_clear(&snapshot->lock);
 }

@@ -7,39 +7,15 @@
 #include "domain.h"
 
 #include "vmsnap/error.h"
+#include "xml.h"
 
-#include <libxml/parser.h>
-#include <libxml/xpath.h>
 #include <string.h>
-
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlDoc, xmlFreeDoc)
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlXPathContext, xmlXPathFreeContext)
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlXPathObject, xmlXPathFreeObject)
-
-static xmlDoc *xml_parse(const char *xml) {
-    return xmlReadMemory(xml, (int)strlen(xml), "libvirt", NULL,
-                         XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
-}
-
-/* Returns: (transfer full): the text that @expression finds, or NULL if it finds none. */
-static char *xpath_string(xmlXPathContext *context, const char *expression) {
-    g_autofree char *as_string = g_strdup_printf("string(%s)", expression);
-    g_autoptr(xmlXPathObject) result = xmlXPathEvalExpression((const xmlChar *)as_string, context);
-    if (!result || !result->stringval || !result->stringval[0])
-        return NULL;
-    return g_strdup((const char *)result->stringval);
-}
-
-static gboolean xpath_exists(xmlXPathContext *context, const char *expression) {
-    g_autofree char *as_boolean = g_strdup_printf("boolean(%s)", expression);
-    g_autoptr(xmlXPathObject) result = xmlXPathEvalExpression((const xmlChar *)as_boolean, context);
-    return result && result->boolval;
-}
 
 static void domain_disk_free(gpointer data) {
     VmsnapDomainDisk *disk = data;
     g_free(disk->target);
     g_free(disk->source);
+    g_free(disk->format);
     g_free(disk);
 }
 
@@ -77,25 +53,26 @@ static const struct {
 static char *disk_source(xmlXPathContext *context) {
     static const char *const expressions[] = {"source/@file", "source/@dev", "source/@dir"};
     for (size_t i = 0; i < G_N_ELEMENTS(expressions); i++) {
-        char *source = xpath_string(context, expressions[i]);
+        char *source = vmsnap_xml_find_text(context, expressions[i]);
         if (source)
             return source;
     }
-    g_autofree char *pool = xpath_string(context, "source/@pool");
-    g_autofree char *volume = xpath_string(context, "source/@volume");
+    g_autofree char *pool = vmsnap_xml_find_text(context, "source/@pool");
+    g_autofree char *volume = vmsnap_xml_find_text(context, "source/@volume");
     if (pool && volume)
         return g_strdup_printf("%s/%s", pool, volume);
-    g_autofree char *protocol = xpath_string(context, "source/@protocol");
-    g_autofree char *name = xpath_string(context, "source/@name");
+    g_autofree char *protocol = vmsnap_xml_find_text(context, "source/@protocol");
+    g_autofree char *name = vmsnap_xml_find_text(context, "source/@name");
     return protocol ? g_strdup_printf("%s:%s", protocol, name ? name : "") : NULL;
 }
 
 static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
     VmsnapDomainDisk *disk = g_new0(VmsnapDomainDisk, 1);
-    disk->target = xpath_string(context, "target/@dev");
+    disk->target = vmsnap_xml_find_text(context, "target/@dev");
     disk->source = disk_source(context);
+    disk->format = vmsnap_xml_find_text(context, "driver/@type");
     for (size_t i = 0; i < G_N_ELEMENTS(media_rules); i++) {
-        if (!xpath_exists(context, media_rules[i].expression))
+        if (!vmsnap_xml_is_true(context, media_rules[i].expression))
             continue;
         disk->media = media_rules[i].media;
         disk->reason = media_rules[i].reason;
@@ -140,7 +117,7 @@ static void files_parse(VmsnapDomain *domain, xmlXPathContext *context) {
         {"dtb", "/domain/os/dtb"},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
-        char *path = xpath_string(context, files[i].expression);
+        char *path = vmsnap_xml_find_text(context, files[i].expression);
         if (!path)
             continue;
         VmsnapDomainFile *file = g_new0(VmsnapDomainFile, 1);
@@ -164,21 +141,21 @@ static gboolean owner_parse(const char *label, uid_t *ret_uid, gid_t *ret_gid) {
 }
 
 VmsnapDomain *vmsnap_domain_parse(const char *xml, GError **error) {
-    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
     g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
     g_autoptr(VmsnapDomain) domain = g_new0(VmsnapDomain, 1);
     domain->disks = g_ptr_array_new_with_free_func(domain_disk_free);
     domain->files = g_ptr_array_new_with_free_func(domain_file_free);
     if (context) {
-        domain->name = xpath_string(context, "/domain/name");
-        domain->uuid = xpath_string(context, "/domain/uuid");
+        domain->name = vmsnap_xml_find_text(context, "/domain/name");
+        domain->uuid = vmsnap_xml_find_text(context, "/domain/uuid");
     }
     if (!domain->name || !domain->uuid) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to read the domain's XML: it has no %s",
                     domain->name ? "uuid" : "name");
         return NULL;
     }
-    g_autofree char *label = xpath_string(context, "/domain/seclabel[@model='dac']/label");
+    g_autofree char *label = vmsnap_xml_find_text(context, "/domain/seclabel[@model='dac']/label");
     domain->has_owner = label && owner_parse(label, &domain->uid, &domain->gid);
     files_parse(domain, context);
     return disks_parse(domain, context, error) ? g_steal_pointer(&domain) : NULL;
@@ -263,41 +240,46 @@ char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target) {
     return g_strdup_printf("%s/%s.qcow2", scratch_dir, target);
 }
 
-/* Escapes white space, too: in an attribute XML would make blanks of it. */
-static void append_attribute(GString *xml, const char *name, const char *value) {
-    g_autofree char *escaped = g_markup_escape_text(value, -1);
-    g_autoptr(GString) text = g_string_new(escaped);
-    (void)g_string_replace(text, "\t", "&#9;", 0);
-    (void)g_string_replace(text, "\n", "&#10;", 0);
-    (void)g_string_replace(text, "\r", "&#13;", 0);
-    g_string_append_printf(xml, " %s='%s'", name, text->str);
+char *vmsnap_domain_name_bitmap(const char *target) {
+    return g_strconcat("backup-", target, NULL);
 }
 
-static void append_backup_disk(GString *xml, const VmsnapDomainDisk *disk, const char *scratch_dir) {
-    g_autofree char *scratch = vmsnap_domain_scratch_path(scratch_dir, disk->target);
+static void append_backup_disk(GString *xml, const VmsnapDisk *disk, const char *scratch_dir) {
+    g_autofree char *scratch = vmsnap_domain_scratch_path(scratch_dir, disk->name);
+    g_autofree char *bitmap = vmsnap_domain_name_bitmap(disk->name);
     g_string_append(xml, "    <disk backup='yes' type='file'");
-    append_attribute(xml, "name", disk->target);
-    append_attribute(xml, "exportname", disk->target);
+    vmsnap_xml_append_attribute(xml, "name", disk->name);
+    vmsnap_xml_append_attribute(xml, "exportname", disk->name);
+    if (disk->since) {
+        vmsnap_xml_append_attribute(xml, "backupmode", "incremental");
+        vmsnap_xml_append_attribute(xml, "incremental", disk->since);
+        vmsnap_xml_append_attribute(xml, "exportbitmap", bitmap);
+    }
     g_string_append(xml, ">\n      <driver type='qcow2'/>\n      <scratch");
-    append_attribute(xml, "file", scratch);
+    vmsnap_xml_append_attribute(xml, "file", scratch);
     g_string_append(xml, "/>\n    </disk>\n");
 }
 
 static void append_left_out_disk(GString *xml, const VmsnapDomainDisk *disk) {
     g_string_append(xml, "    <disk backup='no'");
-    append_attribute(xml, "name", disk->target);
+    vmsnap_xml_append_attribute(xml, "name", disk->target);
     g_string_append(xml, "/>\n");
 }
 
-char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *selected, const char *socket,
+static gboolean disk_has_name(gconstpointer disk, gconstpointer name) {
+    return g_str_equal(((const VmsnapDisk *)disk)->name, name);
+}
+
+char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *disks, const char *socket,
                                      const char *scratch_dir) {
     GString *xml = g_string_new("<domainbackup mode='pull'>\n  <server transport='unix'");
-    append_attribute(xml, "socket", socket);
+    vmsnap_xml_append_attribute(xml, "socket", socket);
     g_string_append(xml, "/>\n  <disks>\n");
     for (guint i = 0; i < domain->disks->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
-        if (g_ptr_array_find((GPtrArray *)selected, disk, NULL))
-            append_backup_disk(xml, disk, scratch_dir);
+        guint place;
+        if (g_ptr_array_find_with_equal_func((GPtrArray *)disks, disk->target, disk_has_name, &place))
+            append_backup_disk(xml, g_ptr_array_index(disks, place), scratch_dir);
         else
             append_left_out_disk(xml, disk);
     }
@@ -305,22 +287,26 @@ char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray
     return g_string_free(xml, FALSE);
 }
 
+gboolean vmsnap_domain_disk_keeps_track(const VmsnapDomainDisk *disk) {
+    return g_strcmp0(disk->format, "qcow2") == 0;
+}
+
 char *vmsnap_domain_parse_backup_socket(const char *xml) {
-    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
     g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
-    return context ? xpath_string(context, "/domainbackup/server/@socket") : NULL;
+    return context ? vmsnap_xml_find_text(context, "/domainbackup/server/@socket") : NULL;
 }
 
 char *vmsnap_domain_parse_scratch_device(const char *xml, const char *target) {
-    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
     g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
     g_autoptr(xmlXPathObject) found =
         context ? xmlXPathEvalExpression((const xmlChar *)"/domainbackup/disks/disk[@index]", context) : NULL;
     int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
     for (int i = 0; i < n_found; i++) {
         context->node = found->nodesetval->nodeTab[i];
-        g_autofree char *name = xpath_string(context, "@name");
-        g_autofree char *number = xpath_string(context, "@index");
+        g_autofree char *name = vmsnap_xml_find_text(context, "@name");
+        g_autofree char *number = vmsnap_xml_find_text(context, "@index");
         if (g_strcmp0(name, target) == 0)
             return g_strdup_printf("%s[%s]", name, number);
     }
@@ -328,8 +314,8 @@ char *vmsnap_domain_parse_scratch_device(const char *xml, const char *target) {
 }
 
 gboolean vmsnap_domain_parse_agent_is_connected(const char *xml) {
-    g_autoptr(xmlDoc) document = xml_parse(xml);
+    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
     g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
-    return context && xpath_exists(context, "/domain/devices/channel/target[@name='org.qemu.guest_agent.0' and "
-                                            "@state='connected']");
+    return context && vmsnap_xml_is_true(context, "/domain/devices/channel/target[@name='org.qemu.guest_agent.0' and "
+                                                  "@state='connected']");
 }

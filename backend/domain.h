@@ -16,6 +16,7 @@ typedef enum {
 typedef struct {
     char *target; /* "vda" */
     char *source; /* path, device or URI-like text, for people; NULL where there is none */
+    char *format; /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
     VmsnapMedia media;
     const char *reason; /* static; NULL for writable media */
 } VmsnapDomainDisk;
@@ -55,13 +56,20 @@ GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *o
 
 /**
  * vmsnap_domain_build_backup_xml:
- * @selected: of VmsnapDomainDisk
- * @scratch_dir: every selected disk gets a scratch file there, see vmsnap_domain_scratch_path()
+ * @disks: (element-type VmsnapDisk): which of the domain's, each with the checkpoint that changes count from, if any
+ * @scratch_dir: each of them gets a scratch file there, see vmsnap_domain_scratch_path()
  *
- * Returns: (transfer full): the XML of a pull-mode backup of @selected that exports each under its target name.
+ * Returns: (transfer full): the XML of a pull-mode backup of @disks that exports each under its target name, and its
+ * changes as the bitmap of vmsnap_domain_name_bitmap().
  */
-char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *selected, const char *socket,
+char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray *disks, const char *socket,
                                      const char *scratch_dir);
+
+/** Returns: (transfer full): the name by which the changes of a disk are exported. */
+char *vmsnap_domain_name_bitmap(const char *target);
+
+/** Returns: whether the image of a disk can keep track of what changes since a checkpoint. */
+gboolean vmsnap_domain_disk_keeps_track(const VmsnapDomainDisk *disk);
 
 /** Returns: (transfer full): the scratch file of a disk. */
 char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target);

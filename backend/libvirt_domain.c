@@ -185,10 +185,14 @@ gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint
     return FALSE;
 }
 
-gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error) {
+gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, const char *checkpoint_xml,
+                                  gboolean *ret_since_is_bad, GError **error) {
     const char *name = virDomainGetName(domain);
-    if (virDomainBackupBegin(domain, xml, NULL, 0) == 0)
+    *ret_since_is_bad = FALSE;
+    if (virDomainBackupBegin(domain, xml, checkpoint_xml, 0) == 0)
         return TRUE;
+    int code = virGetLastErrorCode();
+    *ret_since_is_bad = code == VIR_ERR_CHECKPOINT_INCONSISTENT || code == VIR_ERR_NO_DOMAIN_CHECKPOINT;
     set_libvirt_error(error, "begin the backup job of domain", name, "");
     return FALSE;
 }

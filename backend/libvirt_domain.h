@@ -35,8 +35,15 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error);
 /** Returns: whether a disk has the size that its export has told; else it is not that disk, and @error says so. */
 gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint64_t export_bytes, GError **error);
 
-/** Begins the backup job that @xml describes. */
-gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, GError **error);
+/**
+ * vmsnap_libvirt_begin_job:
+ * @checkpoint_xml: what checkpoint to create at the same instant, or NULL
+ * @ret_since_is_bad: set if a checkpoint that changes are to count from is of no use
+ *
+ * Begins the backup job that @xml describes.
+ */
+gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, const char *checkpoint_xml,
+                                  gboolean *ret_since_is_bad, GError **error);
 
 /**
  * vmsnap_libvirt_find_again:

@@ -44,6 +44,7 @@ struct VmsnapNbdConnection {
     VmsnapSnapshot *snapshot; /* not owned; immutable, as all down to export */
     int socket_fd;            /* not owned */
     char *export_name;        /* owned */
+    char *context_name;       /* owned */
     unsigned timeout_ms;
     VmsnapNbdExport export;
 
@@ -253,7 +254,7 @@ static Attempt attempt_begin(VmsnapNbdConnection *connection, gint64 now_us) {
         return ATTEMPT_WAITS;
     if (vmsnap_nbd_socket_is_gone(connection->socket_fd))
         return ATTEMPT_FUTILE;
-    connection->next = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name);
+    connection->next = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name, connection->context_name);
     if (!connection->next)
         return attempt_judge(connection, nbd_get_errno());
     connection_watch_handle(connection, connection->next);
@@ -368,7 +369,7 @@ static gboolean connection_serve(VmsnapNbdConnection *connection, GIOCondition e
 
 static gboolean connection_resume(VmsnapNbdConnection *connection, gint64 now_us) {
     VmsnapNbdExport export = {0};
-    (void)vmsnap_nbd_handle_get_export(connection->next, &export);
+    (void)vmsnap_nbd_handle_get_export(connection->next, connection->context_name, &export);
     const char *change = vmsnap_nbd_export_find_change(&connection->export, &export);
     if (change) {
         vmsnap_snapshot_break(connection->snapshot, "NBD export '%s' is another one since the connection was cut: %s",
@@ -426,9 +427,9 @@ static GSourceFuncs connection_funcs = {
 
 /* Returns: NULL if the server has let us in, or why not. */
 static const char *connection_connect(VmsnapNbdConnection *connection) {
-    connection->nbd = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name);
+    connection->nbd = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name, connection->context_name);
     if (connection->nbd && vmsnap_nbd_handle_wait(connection->nbd, connection->timeout_ms) &&
-        vmsnap_nbd_handle_get_export(connection->nbd, &connection->export))
+        vmsnap_nbd_handle_get_export(connection->nbd, connection->context_name, &connection->export))
         return NULL;
     const char *reason = nbd_get_error();
     gboolean too_late = connection->nbd && nbd_aio_is_connecting(connection->nbd);
@@ -436,7 +437,7 @@ static const char *connection_connect(VmsnapNbdConnection *connection) {
 }
 
 VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, int socket_fd, const char *export_name,
-                                               unsigned timeout_ms, GError **error) {
+                                               const char *context, unsigned timeout_ms, GError **error) {
     g_autoptr(VmsnapNbdConnection) connection =
         (VmsnapNbdConnection *)g_source_new(&connection_funcs, sizeof(VmsnapNbdConnection));
     g_mutex_init(&connection->lock);
@@ -444,6 +445,7 @@ VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, int soc
     connection->snapshot = snapshot;
     connection->socket_fd = socket_fd;
     connection->export_name = g_strdup(export_name);
+    connection->context_name = g_strdup(context);
     connection->timeout_ms = timeout_ms;
     const char *reason = connection_connect(connection);
     if (!reason)
@@ -458,6 +460,10 @@ uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection) {
 
 gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connection) {
     return connection->export.is_multi_conn;
+}
+
+gboolean vmsnap_nbd_connection_has_extents(const VmsnapNbdConnection *connection) {
+    return connection->export.has_extents;
 }
 
 void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads) {
@@ -537,6 +543,7 @@ void vmsnap_nbd_connection_free(VmsnapNbdConnection *connection) {
     g_free(connection->loss_reason);
     g_free(connection->death_reason);
     g_free(connection->export_name);
+    g_free(connection->context_name);
     g_mutex_clear(&connection->lock);
     (void)pthread_mutex_destroy(&connection->handle_lock);
     g_source_destroy(&connection->source);

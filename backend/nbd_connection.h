@@ -12,18 +12,22 @@ typedef struct VmsnapNbdConnection VmsnapNbdConnection;
  * @snapshot: broken if the connection is lost for good, before the reads in flight fail; must outlive the connection
  * @socket_fd: from vmsnap_nbd_socket_open(); not consumed, must outlive the connection
  * @export_name: what to open there
+ * @context: which extents it can be asked for; see vmsnap_nbd_handle_new()
  * @timeout_ms: for the server to let us in, to let us in again, and to answer
  *
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.
  */
 VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, int socket_fd, const char *export_name,
-                                               unsigned timeout_ms, GError **error);
+                                               const char *context, unsigned timeout_ms, GError **error);
 
 uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);
 
 /** Returns: whether several connections to this export show the same data. */
 gboolean vmsnap_nbd_connection_is_multi_conn(const VmsnapNbdConnection *connection);
+
+/** Returns: whether the server tells extents in the context of the connection. */
+gboolean vmsnap_nbd_connection_has_extents(const VmsnapNbdConnection *connection);
 
 /** Gives the connection to one of @threads, which receives for it from then on and must outlive it. */
 void vmsnap_nbd_connection_attach(VmsnapNbdConnection *connection, VmsnapIoThreads *threads);

@@ -41,11 +41,11 @@ gboolean vmsnap_nbd_socket_is_gone(int socket_fd) {
  * libnbd would clear each buffer before the answer comes, since that may leave gaps; which costs a third of what the
  * receiving does, and makes wrong bytes of them. So it is told not to, and nbd_request.c notices gaps.
  */
-struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name) {
+struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name, const char *context) {
     g_autofree char *name = socket_name(socket_fd);
     struct nbd_handle *nbd = nbd_create();
     if (nbd && nbd_set_pread_initialize(nbd, false) == 0 && nbd_set_export_name(nbd, export_name) == 0 &&
-        nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 && nbd_aio_connect_unix(nbd, name) == 0)
+        nbd_add_meta_context(nbd, context) == 0 && nbd_aio_connect_unix(nbd, name) == 0)
         return nbd;
     nbd_close(nbd);
     return NULL;
@@ -61,16 +61,17 @@ gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms) {
     return nbd_aio_is_ready(nbd) == 1;
 }
 
-gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, VmsnapNbdExport *ret_export) {
+gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, const char *context, VmsnapNbdExport *ret_export) {
     int64_t size_bytes = nbd_get_size(nbd);
     int64_t block_bytes = nbd_get_block_size(nbd, LIBNBD_SIZE_MINIMUM);
     if (size_bytes < 0)
         return FALSE;
     *ret_export = (VmsnapNbdExport){
+        .context = context,
         .size_bytes = (uint64_t)size_bytes,
         .block_bytes = block_bytes > 0 ? (uint64_t)block_bytes : 1,
         .is_multi_conn = nbd_can_multi_conn(nbd) == 1,
-        .has_allocation = nbd_can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1,
+        .has_extents = nbd_can_meta_context(nbd, context) == 1,
     };
     return TRUE;
 }
@@ -82,7 +83,7 @@ const char *vmsnap_nbd_export_find_change(const VmsnapNbdExport *before, const V
         return "its block size changed";
     if (before->is_multi_conn != after->is_multi_conn)
         return "what several connections see changed";
-    if (before->has_allocation != after->has_allocation)
+    if (before->has_extents != after->has_extents)
         return "whether it tells extents changed";
     return NULL;
 }

@@ -9,12 +9,16 @@
 #include <libnbd.h>
 #include <stdint.h>
 
+/** A bitmap of QEMU's by its name after this: tells what has changed. The other context that is used tells content. */
+#define VMSNAP_NBD_CONTEXT_BITMAP "qemu:dirty-bitmap:"
+
 /** What an export told. None of it may change from one connection to the next. */
 typedef struct {
+    const char *context; /* what it is asked for extents by, and not told; belongs to the connection */
     uint64_t size_bytes;
-    uint64_t block_bytes;    /* ranges must be made of blocks of this size */
-    gboolean is_multi_conn;  /* several connections show the same data */
-    gboolean has_allocation; /* it tells extents */
+    uint64_t block_bytes;   /* ranges must be made of blocks of this size */
+    gboolean is_multi_conn; /* several connections show the same data */
+    gboolean has_extents;   /* it tells them */
 } VmsnapNbdExport;
 
 /**
@@ -32,16 +36,18 @@ gboolean vmsnap_nbd_socket_is_gone(int socket_fd);
 
 /**
  * vmsnap_nbd_handle_new:
+ * @context: the one in which to ask for extents: content or changes. A server finds out about all that were agreed on
+ *   whenever it is asked, and the content is what may take long
  *
  * Begins to connect. Does not block. Returns: the handle, or NULL with libnbd's error set.
  */
-struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name);
+struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name, const char *context);
 
 /** Blocks until the server has let @nbd in. Returns: FALSE if it has not within @timeout_ms. */
 gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms);
 
 /** Returns: whether the server tells of an export that can be used. */
-gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, VmsnapNbdExport *ret_export);
+gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, const char *context, VmsnapNbdExport *ret_export);
 
 /** Returns: what has changed, in words for the user, or NULL if it is the same export as far as one can tell. */
 const char *vmsnap_nbd_export_find_change(const VmsnapNbdExport *before, const VmsnapNbdExport *after);

@@ -9,27 +9,52 @@
 #include <unistd.h>
 
 struct VmsnapNbdPool {
-    int socket_fd;          /* owned; immutable after new, as connections */
-    GPtrArray *connections; /* of VmsnapNbdConnection, owned; at least one */
+    int socket_fd;                /* owned; immutable after new, as all of this */
+    GPtrArray *connections;       /* of VmsnapNbdConnection, owned; at least one */
+    VmsnapNbdConnection *changes; /* owned; that one which tells what has changed; NULL without a bitmap */
 };
 
-static gboolean pool_connect(VmsnapNbdPool *pool, VmsnapSnapshot *snapshot, const char *export_name,
-                             guint max_connections, unsigned timeout_ms, GError **error) {
+/** What all connections of a pool are made with. */
+typedef struct {
+    VmsnapSnapshot *snapshot;
+    const char *export_name;
+    unsigned timeout_ms;
+} Target;
+
+static VmsnapNbdConnection *pool_connect_one(VmsnapNbdPool *pool, const Target *target, const char *context,
+                                             GError **error) {
+    g_autoptr(VmsnapNbdConnection) connection = vmsnap_nbd_connection_new(
+        target->snapshot, pool->socket_fd, target->export_name, context, target->timeout_ms, error);
+    if (!connection)
+        return NULL;
+    if (pool->connections->len == 0 || vmsnap_nbd_connection_get_size(connection) == vmsnap_nbd_pool_get_size(pool))
+        return g_steal_pointer(&connection);
+    g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "its size changes from one connection to the next");
+    return NULL;
+}
+
+static gboolean pool_connect(VmsnapNbdPool *pool, const Target *target, guint max_connections, GError **error) {
+    VmsnapNbdConnection *connection;
     do {
-        VmsnapNbdConnection *connection =
-            vmsnap_nbd_connection_new(snapshot, pool->socket_fd, export_name, timeout_ms, error);
+        connection = pool_connect_one(pool, target, LIBNBD_CONTEXT_BASE_ALLOCATION, error);
         if (!connection)
             return FALSE;
         g_ptr_array_add(pool->connections, connection);
-        if (vmsnap_nbd_connection_get_size(connection) != vmsnap_nbd_pool_get_size(pool)) {
-            g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                                "its size changes from one connection to the next");
-            return FALSE;
-        }
-        if (!vmsnap_nbd_connection_is_multi_conn(connection))
-            break;
-    } while (pool->connections->len < max_connections);
+    } while (vmsnap_nbd_connection_is_multi_conn(connection) && pool->connections->len < max_connections);
     return TRUE;
+}
+
+static gboolean pool_connect_changes(VmsnapNbdPool *pool, const Target *target, const char *bitmap, GError **error) {
+    if (!bitmap)
+        return TRUE;
+    g_autofree char *context = g_strconcat(VMSNAP_NBD_CONTEXT_BITMAP, bitmap, NULL);
+    pool->changes = pool_connect_one(pool, target, context, error);
+    if (!pool->changes)
+        return FALSE;
+    if (vmsnap_nbd_connection_has_extents(pool->changes))
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "it does not tell what has changed (%s)", context);
+    return FALSE;
 }
 
 static gboolean pool_open_socket(VmsnapNbdPool *pool, const char *socket, GError **error) {
@@ -41,17 +66,20 @@ static gboolean pool_open_socket(VmsnapNbdPool *pool, const char *socket, GError
 }
 
 VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const char *socket,
-                                   const char *export_name, guint max_connections, unsigned timeout_ms,
-                                   GError **error) {
+                                   const char *export_name, const char *bitmap, guint max_connections,
+                                   unsigned timeout_ms, GError **error) {
+    const Target target = {.snapshot = snapshot, .export_name = export_name, .timeout_ms = timeout_ms};
     g_autoptr(VmsnapNbdPool) pool = g_new0(VmsnapNbdPool, 1);
     pool->connections = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_nbd_connection_free);
-    if (!pool_open_socket(pool, socket, error) ||
-        !pool_connect(pool, snapshot, export_name, max_connections, timeout_ms, error)) {
+    if (!pool_open_socket(pool, socket, error) || !pool_connect(pool, &target, max_connections, error) ||
+        !pool_connect_changes(pool, &target, bitmap, error)) {
         g_prefix_error(error, "failed to connect to NBD export '%s' on '%s': ", export_name, socket);
         return NULL;
     }
     for (guint i = 0; i < pool->connections->len; i++)
         vmsnap_nbd_connection_attach(g_ptr_array_index(pool->connections, i), threads);
+    if (pool->changes)
+        vmsnap_nbd_connection_attach(pool->changes, threads);
     return g_steal_pointer(&pool);
 }
 
@@ -74,20 +102,25 @@ void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint
     vmsnap_nbd_connection_read(pool_choose(pool), buffer, length, offset, done, user_data);
 }
 
-void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
-                             gpointer user_data) {
-    vmsnap_nbd_connection_extents(pool_choose(pool), offset, length, done, user_data);
+void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+                             VmsnapExtentsFunc done, gpointer user_data) {
+    gboolean of_changes = question == VMSNAP_EXTENTS_OF_CHANGES;
+    g_assert(!of_changes || pool->changes);
+    vmsnap_nbd_connection_extents(of_changes ? pool->changes : pool_choose(pool), offset, length, done, user_data);
 }
 
 void vmsnap_nbd_pool_close(VmsnapNbdPool *pool) {
     for (guint i = 0; i < pool->connections->len; i++)
         vmsnap_nbd_connection_close(g_ptr_array_index(pool->connections, i));
+    if (pool->changes)
+        vmsnap_nbd_connection_close(pool->changes);
 }
 
 void vmsnap_nbd_pool_free(VmsnapNbdPool *pool) {
     if (!pool)
         return;
     g_ptr_array_unref(pool->connections);
+    vmsnap_nbd_connection_free(pool->changes);
     if (pool->socket_fd >= 0)
         (void)close(pool->socket_fd);
     g_free(pool);

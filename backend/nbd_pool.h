@@ -11,13 +11,15 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
  * @threads: must outlive the pool; they may be started later
  * @snapshot: broken when a connection is lost for good, before its reads fail; must outlive the pool
  * @socket: path of a unix socket in a directory that only its owner can search: its own mode is opened for everybody
+ * @bitmap: of QEMU's, by which the export tells what has changed; or NULL
  * @max_connections: at least 1; more than one are made only where the server allows it
  * @timeout_ms: for the server to let each connection in, to let it in again after it was cut, and to answer
  *
  * Connects. Blocks. Returns: the pool, or NULL with @error set.
  */
 VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const char *socket,
-                                   const char *export_name, guint max_connections, unsigned timeout_ms, GError **error);
+                                   const char *export_name, const char *bitmap, guint max_connections,
+                                   unsigned timeout_ms, GError **error);
 
 uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool);
 
@@ -26,8 +28,8 @@ void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint
                           gpointer user_data);
 
 /** As vmsnap_disk_extents(). */
-void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
-                             gpointer user_data);
+void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+                             VmsnapExtentsFunc done, gpointer user_data);
 
 /**
  * vmsnap_nbd_pool_close:

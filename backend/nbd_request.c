@@ -136,12 +136,22 @@ static gboolean request_add_extent(VmsnapNbdRequest *request, VmsnapExtentKind k
     return TRUE;
 }
 
-/* Only ZERO tells content; HOLE tells how it is stored. Entries are pairs of length and flags. */
+/*
+ * In the context of content, only ZERO tells it; HOLE tells how it is stored. In that of a bitmap there is one flag,
+ * and others are not known yet: without any, nothing has changed.
+ */
+static VmsnapExtentKind kind_of(const char *context, uint32_t flags) {
+    if (g_str_equal(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
+        return flags & LIBNBD_STATE_ZERO ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA;
+    return flags == 0 ? VMSNAP_EXTENT_CLEAN : VMSNAP_EXTENT_DIRTY;
+}
+
+/* Entries are pairs of length and flags. */
 static int extents_received(void *user_data, const char *context, uint64_t offset, uint32_t *entries, size_t n_entries,
                             int *error) {
     (void)error;
     VmsnapNbdRequest *request = user_data;
-    if (!g_str_equal(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
+    if (!g_str_equal(context, request->export->context))
         return 0;
     /* A server may send more than one answer, and only the first may say what a byte is. */
     uint64_t skip = request->offset + request->told_bytes - MIN(request->offset, offset);
@@ -149,11 +159,9 @@ static int extents_received(void *user_data, const char *context, uint64_t offse
     for (size_t i = 0; i + 1 < n_entries && left > 0; i += 2) {
         uint64_t skipped = MIN(entries[i], skip);
         uint64_t length_bytes = MIN(entries[i] - skipped, left);
-        gboolean zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
         skip -= skipped;
         left -= length_bytes;
-        if (length_bytes > 0 &&
-            !request_add_extent(request, zero ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, length_bytes))
+        if (length_bytes > 0 && !request_add_extent(request, kind_of(context, entries[i + 1]), length_bytes))
             break;
     }
     return 0;
@@ -184,8 +192,8 @@ static int64_t request_send_read(VmsnapNbdRequest *request, struct nbd_handle *n
  * libnbd takes it from the command, which it has freed by that time.
  */
 gboolean vmsnap_nbd_request_send(VmsnapNbdRequest *request, struct nbd_handle *nbd) {
-    /* A server that does not tell extents has only data. */
-    if (request->extents && !request->export->has_allocation) {
+    /* Where nothing is told all is data, or all has changed. */
+    if (request->extents && !request->export->has_extents) {
         (void)request_add_extent(request, VMSNAP_EXTENT_DATA, request->length);
         request_tell(request, VMSNAP_NBD_ANSWER_GOOD);
         return TRUE;

@@ -37,6 +37,8 @@ static const struct {
     {"socket", offsetof(VmsnapRecord, socket)},
     {"runtime-dir", offsetof(VmsnapRecord, runtime_dir)},
     {"scratch-dir", offsetof(VmsnapRecord, scratch_dir)},
+    {"checkpoint", offsetof(VmsnapRecord, checkpoint)},
+    {"commit", offsetof(VmsnapRecord, commit)},
     {"outcome", offsetof(VmsnapRecord, outcome)},
     {"reason", offsetof(VmsnapRecord, reason)},
 };
@@ -328,7 +330,8 @@ static gboolean is_of_machine(const VmsnapRecord *record, const char *machine) {
 
 /* Who only waits for an agent to thaw is in nobody's way. */
 static gboolean matches_living_machine(const VmsnapRecord *record, int fd, const char *machine) {
-    return is_of_machine(record, machine) && (!record->outcome || record->job) && vmsnap_record_is_held(fd);
+    return is_of_machine(record, machine) && (!record->outcome || record->job || record->checkpoint) &&
+           vmsnap_record_is_held(fd);
 }
 
 gboolean vmsnap_record_machine_is_free(const char *verb, const char *machine, const char *machine_uuid,

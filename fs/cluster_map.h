@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The extents of a disk as clusters, which are what compact formats store: a cluster is data if any byte of it is.
- * Tells how many clusters of data lie before a place, which is where the format has put them, and the other way round.
+ * The extents of a disk as clusters, which are what compact formats store: a cluster is data if any byte of it is, and
+ * changed if any byte of it is dirty. Tells how many clusters of changed data lie before a place, which is where the
+ * format has put them, and the other way round.
  */
 #pragma once
 
@@ -9,22 +10,30 @@
 
 typedef struct VmsnapClusterMap VmsnapClusterMap;
 
+typedef enum {
+    VMSNAP_CLUSTER_DATA,  /* changed, and not all zeroes */
+    VMSNAP_CLUSTER_ZERO,  /* changed, and all zeroes */
+    VMSNAP_CLUSTER_CLEAN, /* not changed */
+} VmsnapClusterKind;
+
 /** Clusters of one kind in a row; the next run may be of the same kind. */
 typedef struct {
     uint64_t first;
     uint64_t length;
     uint64_t rank; /* how many clusters of data lie before the first one */
-    gboolean is_data;
+    VmsnapClusterKind kind;
 } VmsnapClusterRun;
 
 /**
  * vmsnap_cluster_map_new:
- * @extents: complete; must outlive the cluster map
+ * @content: complete, at least where something has changed; must outlive the cluster map
+ * @changes: complete; must outlive it, too; or NULL if all has changed
  * @cluster_bytes: the last cluster of the disk may be shorter
  *
- * Takes time that grows with the extents. Returns: a map that uses at most 8 MiB beside @extents, and never changes.
+ * Takes time that grows with the extents. Returns: a map that uses at most 8 MiB beside the extents, and never changes.
  */
-VmsnapClusterMap *vmsnap_cluster_map_new(const VmsnapExtentMap *extents, uint64_t cluster_bytes);
+VmsnapClusterMap *vmsnap_cluster_map_new(const VmsnapExtentMap *content, const VmsnapExtentMap *changes,
+                                         uint64_t cluster_bytes);
 
 /** NULL-safe. */
 void vmsnap_cluster_map_free(VmsnapClusterMap *map);

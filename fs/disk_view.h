@@ -1,21 +1,33 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* All that fs/ keeps about one disk: where its data is, how it is read, and how much of it has been. */
+/*
+ * All that fs/ keeps about one disk: where its data is, what of it has changed, how it is read, and how much of it has
+ * been.
+ */
 #pragma once
 
 #include "progress.h"
 #include "scan.h"
 #include "throttle.h"
 
-/** Immutable from new to free; what it points to takes care of itself. */
+/** Immutable once its file is there; what it points to takes care of itself. */
 typedef struct {
     VmsnapDisk *disk;
     VmsnapScan *scan;
+    VmsnapScan *changes; /* NULL where nobody knows what has changed */
     VmsnapProgress *progress;
     VmsnapThrottle *throttle; /* not owned; NULL for no limit */
+    gboolean only_changes;    /* its file shows no more */
+    uint64_t changed_bytes;   /* then: how much of that is data */
 } VmsnapDiskView;
 
 /** @disk and @throttle (or NULL) must outlive the view. */
 VmsnapDiskView *vmsnap_disk_view_new(VmsnapDisk *disk, VmsnapThrottle *throttle);
+
+/** Returns: (transfer none): the map of what has changed, or NULL. */
+const VmsnapExtentMap *vmsnap_disk_view_get_changes(const VmsnapDiskView *view);
+
+/** Returns: how much may have changed; all of a disk where nobody knows. Exact when the map of changes is complete. */
+uint64_t vmsnap_disk_view_get_dirty_bytes(const VmsnapDiskView *view);
 
 /** Frees the view of a disk whose snapshot has ended; NULL-safe. */
 void vmsnap_disk_view_free(VmsnapDiskView *view);

@@ -18,13 +18,51 @@ const VmsnapFormat *vmsnap_format_find(const char *name) {
     return NULL;
 }
 
-char *vmsnap_format_name_file(const VmsnapFormat *format, const VmsnapDisk *disk) {
-    return g_strdup_printf("%s.%s", format->one_file ? disk->snapshot->machine : disk->name, format->name);
+char *vmsnap_format_name_file(const VmsnapFormatOptions *options, const VmsnapDisk *disk) {
+    const VmsnapFormat *format = options->format;
+    const char *tag = format->tag ? format->tag(options, disk) : NULL;
+    return g_strdup_printf("%s%s%s.%s", format->one_file ? disk->snapshot->machine : disk->name, tag ? "." : "",
+                           tag ? tag : "", format->name);
+}
+
+gboolean vmsnap_backing_pattern_is_valid(const char *pattern) {
+    for (const char *c = pattern; *c; c++)
+        if (*c == '%' && (*++c == '\0' || !strchr("ds%", *c)))
+            return FALSE;
+    return *pattern;
+}
+
+static char *pattern_expand(const char *pattern, const VmsnapDisk *disk) {
+    GString *name = g_string_new(NULL);
+    for (const char *c = pattern; *c; c++) {
+        if (*c != '%')
+            (void)g_string_append_c(name, *c);
+        else if (*++c == '%')
+            (void)g_string_append_c(name, '%');
+        else
+            (void)g_string_append(name, *c == 'd' ? disk->name : disk->since);
+    }
+    return g_string_free(name, FALSE);
+}
+
+/* What stands before a colon, QEMU takes for a protocol, unless there is a slash before it. */
+char *vmsnap_format_name_backing(const VmsnapFormatOptions *options, const VmsnapDisk *disk) {
+    if (!disk->since)
+        return NULL;
+    g_autofree char *name = options->backing
+                                ? pattern_expand(options->backing, disk)
+                                : g_strdup_printf("%s.%s.%s", disk->name, disk->since, options->format->name);
+    size_t before = strcspn(name, ":/");
+    return g_strconcat(name[before] == ':' ? "./" : "", name, NULL);
+}
+
+const char *vmsnap_backing_get_format(const char *name) {
+    return g_str_has_suffix(name, ".raw") || g_str_has_suffix(name, ".img") ? "raw" : "qcow2";
 }
 
 gboolean vmsnap_format_check(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot, GError **error) {
     for (guint i = 0; i < snapshot->disks->len; i++) {
-        g_autofree char *name = vmsnap_format_name_file(options->format, g_ptr_array_index(snapshot->disks, i));
+        g_autofree char *name = vmsnap_format_name_file(options, g_ptr_array_index(snapshot->disks, i));
         if (strlen(name) <= NAME_MAX)
             continue;
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,

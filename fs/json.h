@@ -9,6 +9,14 @@ static inline void vmsnap_json_add_string(JsonBuilder *json, const char *name, c
     json_builder_add_string_value(json, value);
 }
 
+static inline void vmsnap_json_add_string_or_null(JsonBuilder *json, const char *name, const char *value) {
+    json_builder_set_member_name(json, name);
+    if (value)
+        json_builder_add_string_value(json, value);
+    else
+        json_builder_add_null_value(json);
+}
+
 /* JSON numbers of json-glib are signed; no disk comes near 8 EiB. */
 static inline void vmsnap_json_add_bytes(JsonBuilder *json, const char *name, uint64_t value_bytes) {
     json_builder_set_member_name(json, name);

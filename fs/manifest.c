@@ -10,21 +10,30 @@ char *vmsnap_instant_format(int64_t instant_ns) {
     return g_strdup_printf("%s.%09" G_GINT64_FORMAT "Z", date, instant_ns % 1000000000);
 }
 
-static void add_disks(JsonBuilder *json, const VmsnapSnapshot *snapshot, const VmsnapFormat *format) {
+static void add_disk(JsonBuilder *json, const VmsnapFormatOptions *format, const VmsnapDiskView *view) {
+    const VmsnapDisk *disk = view->disk;
+    g_autofree char *file = vmsnap_format_name_file(format, disk);
+    g_autofree char *modified = vmsnap_instant_format(disk->modified_ns);
+    json_builder_begin_object(json);
+    vmsnap_json_add_string(json, "name", disk->name);
+    vmsnap_json_add_string(json, "file", file);
+    vmsnap_json_add_string(json, "format", format->format->name);
+    vmsnap_json_add_bytes(json, "size", disk->size_bytes);
+    if (disk->source)
+        vmsnap_json_add_string(json, "source", disk->source);
+    vmsnap_json_add_string_or_null(json, "since", disk->since);
+    if (disk->full_reason)
+        vmsnap_json_add_string(json, "full-reason", disk->full_reason);
+    vmsnap_json_add_bytes(json, "dirty", vmsnap_disk_view_get_dirty_bytes(view));
+    vmsnap_json_add_string(json, "modified", modified);
+    json_builder_end_object(json);
+}
+
+static void add_disks(JsonBuilder *json, const VmsnapView *view) {
     json_builder_set_member_name(json, "disks");
     json_builder_begin_array(json);
-    for (guint i = 0; i < snapshot->disks->len; i++) {
-        const VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, i);
-        g_autofree char *file = vmsnap_format_name_file(format, disk);
-        json_builder_begin_object(json);
-        vmsnap_json_add_string(json, "name", disk->name);
-        vmsnap_json_add_string(json, "file", file);
-        vmsnap_json_add_string(json, "format", format->name);
-        vmsnap_json_add_bytes(json, "size", disk->size_bytes);
-        if (disk->source)
-            vmsnap_json_add_string(json, "source", disk->source);
-        json_builder_end_object(json);
-    }
+    for (guint i = 0; i < view->disks->len; i++)
+        add_disk(json, &view->format, g_ptr_array_index(view->disks, i));
     json_builder_end_array(json);
 }
 
@@ -51,7 +60,8 @@ static void add_versions(JsonBuilder *json, const VmsnapSnapshot *snapshot) {
     json_builder_end_object(json);
 }
 
-GBytes *vmsnap_manifest_build(const VmsnapSnapshot *snapshot, const VmsnapFormat *format) {
+GBytes *vmsnap_manifest_build(const VmsnapView *view) {
+    const VmsnapSnapshot *snapshot = view->snapshot;
     g_autoptr(JsonBuilder) json = json_builder_new();
     g_autofree char *instant = vmsnap_instant_format(snapshot->instant_ns);
     json_builder_begin_object(json);
@@ -66,10 +76,10 @@ GBytes *vmsnap_manifest_build(const VmsnapSnapshot *snapshot, const VmsnapFormat
     vmsnap_json_add_string(json, "name", snapshot->machine);
     vmsnap_json_add_string(json, "uuid", snapshot->machine_uuid);
     json_builder_end_object(json);
-    add_disks(json, snapshot, format);
+    add_disks(json, view);
     add_left_out(json, snapshot);
-    json_builder_set_member_name(json, "checkpoint");
-    json_builder_add_null_value(json);
+    vmsnap_json_add_string_or_null(json, "checkpoint", snapshot->checkpoint);
+    vmsnap_json_add_string_or_null(json, "since", snapshot->since);
     add_versions(json, snapshot);
     json_builder_end_object(json);
 

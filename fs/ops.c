@@ -78,9 +78,13 @@ static void fill_file_size(const VmsnapNode *node, struct stat *ret_attributes) 
     ret_attributes->st_blocks = (blkcnt_t)((allocated_bytes + 511) / 512);
 }
 
+static struct timespec timespec_of(int64_t time_ns) {
+    return (struct timespec){.tv_sec = time_ns / 1000000000, .tv_nsec = time_ns % 1000000000};
+}
+
 static void fill_attributes(const VmsnapOps *ops, const VmsnapNode *node, struct stat *ret_attributes) {
-    int64_t instant_ns = ops->view->snapshot->instant_ns;
-    struct timespec instant = {.tv_sec = instant_ns / 1000000000, .tv_nsec = instant_ns % 1000000000};
+    struct timespec instant = timespec_of(ops->view->snapshot->instant_ns);
+    struct timespec modified = node->modified_ns ? timespec_of(node->modified_ns) : instant;
     gboolean directory = vmsnap_node_is_directory(node);
     *ret_attributes = (struct stat){
         .st_ino = node->inode,
@@ -90,8 +94,8 @@ static void fill_attributes(const VmsnapOps *ops, const VmsnapNode *node, struct
         .st_gid = ops->gid,
         .st_blksize = PREFERRED_READ_BYTES,
         .st_atim = instant,
-        .st_mtim = instant,
-        .st_ctim = instant,
+        .st_mtim = modified,
+        .st_ctim = modified,
     };
     if (!directory)
         fill_file_size(node, ret_attributes);
@@ -157,13 +161,8 @@ static VmsnapOpenFile *open_file_of(const struct fuse_file_info *file) {
 }
 
 /* A live file is made at open, so that one reader sees one state of it. */
-static void op_open(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *file) {
+static void open_reply(fuse_req_t request, const VmsnapNode *node, struct fuse_file_info *file) {
     const VmsnapOps *ops = request_ops(request);
-    const VmsnapNode *node = request_node(request, id);
-    if (((file->flags & O_ACCMODE) != O_RDONLY || (file->flags & O_TRUNC)) && !node->store) {
-        (void)fuse_reply_err(request, EROFS);
-        return;
-    }
     VmsnapOpenFile *open_file = vmsnap_open_files_open(ops->open_files, node, &ops->view->resources);
     file->fh = (uintptr_t)open_file;
     file->noflush = 1;
@@ -174,6 +173,33 @@ static void op_open(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *fi
         vmsnap_open_files_close(ops->open_files, open_file);
 }
 
+typedef struct {
+    fuse_req_t request;
+    const VmsnapNode *node;
+    struct fuse_file_info file;
+} OpenRequest;
+
+static void open_mapped(gpointer user_data) {
+    OpenRequest *waiting = user_data;
+    open_reply(waiting->request, waiting->node, &waiting->file);
+    g_free(waiting);
+}
+
+static void op_open(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *file) {
+    const VmsnapNode *node = request_node(request, id);
+    if (((file->flags & O_ACCMODE) != O_RDONLY || (file->flags & O_TRUNC)) && !node->store) {
+        (void)fuse_reply_err(request, EROFS);
+        return;
+    }
+    if (!node->map) {
+        open_reply(request, node, file);
+        return;
+    }
+    OpenRequest *waiting = g_new(OpenRequest, 1);
+    *waiting = (OpenRequest){.request = request, .node = node, .file = *file};
+    vmsnap_scan_wait(node->map->scan, G_MAXINT64, open_mapped, waiting);
+}
+
 static void op_release(fuse_req_t request, fuse_ino_t id, struct fuse_file_info *file) {
     (void)id;
     vmsnap_open_files_close(request_ops(request)->open_files, open_file_of(file));
@@ -182,10 +208,12 @@ static void op_release(fuse_req_t request, fuse_ino_t id, struct fuse_file_info 
 
 static void read_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
     fuse_req_t request = user_data;
-    if (error)
+    if (error) {
+        vmsnap_view_note_read_error(request_ops(request)->view);
         (void)fuse_reply_err(request, -error);
-    else
+    } else {
         (void)fuse_reply_iov(request, pieces, (int)n_pieces);
+    }
 }
 
 static void op_read(fuse_req_t request, fuse_ino_t id, size_t length, off_t offset, struct fuse_file_info *file) {

@@ -5,6 +5,9 @@
  * of the disk. So the place of an L2 table or of a cluster follows from how many come before it, which is what the two
  * cluster maps tell: one counts the clusters, the other the ranges of the disk that an L2 table describes. Every
  * cluster of the file is used once.
+ *
+ * Of a disk whose changes are known it is an overlay: what is clean has no entry, so that the backing file is read
+ * there, and what has become zeroes has one that says so.
  */
 #include "bytes.h"
 #include "cluster_map.h"
@@ -13,14 +16,18 @@
 
 #define MAGIC 0x514649fb /* "QFI", and a byte that is no text */
 #define HEADER_BYTES 104
+#define EXTENSION_HEADER_BYTES 8
+#define EXTENSION_BACKING_FORMAT 0xe2792aca
 #define VERSION 3
 #define REFCOUNT_ORDER 4 /* 16 bits each */
 #define REFCOUNT_BYTES 2
 #define SECTOR_BYTES 512
 #define FLAG_COPIED (UINT64_C(1) << 63)
+#define FLAG_ZERO UINT64_C(1)
 /* What QEMU takes. */
 #define MAX_L1_BYTES (UINT64_C(32) << 20)
 #define MAX_REFCOUNT_TABLE_BYTES (UINT64_C(8) << 20)
+#define MAX_BACKING_NAME_BYTES 1023
 
 /* In the order of the file. */
 typedef enum {
@@ -43,6 +50,7 @@ typedef struct {
     VmsnapLayout base;
     uint64_t cluster_bytes;
     uint64_t entries_per_table; /* of L2 */
+    GByteArray *header;         /* with what follows it: extensions, and the name of the backing file */
     VmsnapClusterMap *clusters;
     VmsnapClusterMap *tables;
     uint64_t l1_entries;
@@ -76,17 +84,26 @@ static const VmsnapClusterRun *cursor_move(Cursor *cursor, const VmsnapClusterMa
     return run;
 }
 
-/* Returns: what stands in a table for the cluster, or L2 table, @index, which is stored in @part if it is data. */
+/*
+ * Returns: what stands in a table for the cluster, or L2 table, @index, which is stored in @part if it is data. @zero:
+ * what stands there for one that is zeroes
+ */
 static uint64_t entry_of(const Qcow2Layout *qcow2, const VmsnapClusterMap *map, PartKind part, uint64_t index,
-                         Cursor *cursor) {
+                         uint64_t zero, Cursor *cursor) {
     if (index >= vmsnap_cluster_map_get_count(map))
         return 0;
     const VmsnapClusterRun *run = cursor_move(cursor, map, index);
-    return run->is_data ? place(qcow2, part, run->rank + index - run->first) | FLAG_COPIED : 0;
+    if (run->kind == VMSNAP_CLUSTER_DATA)
+        return place(qcow2, part, run->rank + index - run->first) | FLAG_COPIED;
+    return run->kind == VMSNAP_CLUSTER_ZERO ? zero : 0;
+}
+
+static gboolean is_overlay(const Qcow2Layout *qcow2) {
+    return qcow2->base.disk->changes != NULL;
 }
 
 static uint64_t l1_entry(const Qcow2Layout *qcow2, uint64_t index, Cursor *cursor) {
-    return entry_of(qcow2, qcow2->tables, PART_L2, index, cursor);
+    return entry_of(qcow2, qcow2->tables, PART_L2, index, 0, cursor);
 }
 
 static uint64_t l2_entry(const Qcow2Layout *qcow2, uint64_t index, Cursor *cursor) {
@@ -98,7 +115,8 @@ static uint64_t l2_entry(const Qcow2Layout *qcow2, uint64_t index, Cursor *curso
         cursor->number = run.first;
     }
     uint64_t cluster = cursor->number * qcow2->entries_per_table + index % qcow2->entries_per_table;
-    return entry_of(qcow2, qcow2->clusters, PART_DATA, cluster, cursor);
+    uint64_t zero = is_overlay(qcow2) ? FLAG_ZERO : 0;
+    return entry_of(qcow2, qcow2->clusters, PART_DATA, cluster, zero, cursor);
 }
 
 static uint64_t refcount_table_entry(const Qcow2Layout *qcow2, uint64_t index, Cursor *cursor) {
@@ -111,9 +129,36 @@ static uint64_t refcount_entry(const Qcow2Layout *qcow2, uint64_t index, Cursor 
     return index < qcow2->total_clusters;
 }
 
-/* What is left at 0: no backing file, no encryption, no internal snapshots, no features, and the end of extensions. */
-static void make_header(const Qcow2Layout *qcow2, uint8_t header[HEADER_BYTES]) {
-    memset(header, 0, HEADER_BYTES);
+/* What is appended: how to read the backing file, the end of the extensions, and its name. */
+static void append_backing(GByteArray *header, const char *backing) {
+    const char *format = vmsnap_backing_get_format(backing);
+    uint8_t extension[EXTENSION_HEADER_BYTES], end[EXTENSION_HEADER_BYTES] = {0};
+    vmsnap_put_be32(extension, EXTENSION_BACKING_FORMAT);
+    vmsnap_put_be32(extension + 4, (uint32_t)strlen(format));
+    (void)g_byte_array_append(header, extension, sizeof extension);
+    (void)g_byte_array_append(header, (const uint8_t *)format, (guint)strlen(format));
+    /* The next one begins at a multiple of 8. */
+    (void)g_byte_array_append(header, end, (8 - header->len % 8) % 8);
+    (void)g_byte_array_append(header, end, sizeof end);
+    vmsnap_put_be64(header->data + 8, header->len);
+    vmsnap_put_be32(header->data + 16, (uint32_t)strlen(backing));
+    (void)g_byte_array_append(header, (const uint8_t *)backing, (guint)strlen(backing));
+}
+
+/* Returns: (transfer full): the header of an image that has @backing, or none if that is NULL, without any places yet.
+ */
+static GByteArray *header_new(const char *backing) {
+    static const uint8_t nothing[HEADER_BYTES];
+    GByteArray *header = g_byte_array_new();
+    (void)g_byte_array_append(header, nothing, sizeof nothing);
+    if (backing)
+        append_backing(header, backing);
+    return header;
+}
+
+/* What is left at 0: no encryption, no internal snapshots, no features. */
+static void fill_header(const Qcow2Layout *qcow2) {
+    uint8_t *header = qcow2->header->data;
     vmsnap_put_be32(header, MAGIC);
     vmsnap_put_be32(header + 4, VERSION);
     vmsnap_put_be32(header + 20, g_bit_nth_lsf(qcow2->cluster_bytes, -1));
@@ -127,11 +172,10 @@ static void make_header(const Qcow2Layout *qcow2, uint8_t header[HEADER_BYTES]) 
 }
 
 static void compute_header(const Qcow2Layout *qcow2, uint64_t offset, size_t length, uint8_t *buffer) {
-    uint8_t header[HEADER_BYTES];
-    make_header(qcow2, header);
+    const GByteArray *header = qcow2->header;
     memset(buffer, 0, length);
-    if (offset < HEADER_BYTES)
-        memcpy(buffer, header + offset, MIN(length, HEADER_BYTES - offset));
+    if (offset < header->len)
+        memcpy(buffer, header->data + offset, MIN(length, header->len - offset));
 }
 
 static const struct {
@@ -192,6 +236,8 @@ static void qcow2_segment_at(const VmsnapLayout *layout, uint64_t offset, Vmsnap
 
 static uint64_t qcow2_allocated_bytes(const VmsnapLayout *layout) {
     const Qcow2Layout *qcow2 = (const Qcow2Layout *)layout;
+    if (is_overlay(qcow2))
+        return layout->size_bytes;
     uint64_t zero_bytes = vmsnap_extent_map_get_zero_bytes(vmsnap_scan_get_map(layout->disk->scan));
     return place(qcow2, PART_DATA, 0) + layout->disk->disk->size_bytes - zero_bytes;
 }
@@ -200,6 +246,7 @@ static void qcow2_free(VmsnapLayout *layout) {
     Qcow2Layout *qcow2 = (Qcow2Layout *)layout;
     vmsnap_cluster_map_free(qcow2->clusters);
     vmsnap_cluster_map_free(qcow2->tables);
+    g_byte_array_unref(qcow2->header);
     g_free(qcow2);
 }
 
@@ -235,16 +282,21 @@ static VmsnapLayout *qcow2_layout_new(const VmsnapFormatOptions *options, const 
                                       VmsnapDiskView *const *disks, guint n_disks) {
     (void)snapshot;
     g_assert(n_disks == 1);
-    const VmsnapExtentMap *map = vmsnap_scan_get_map(disks[0]->scan);
+    const VmsnapExtentMap *content = vmsnap_scan_get_map(disks[0]->scan);
+    const VmsnapExtentMap *changes = vmsnap_disk_view_get_changes(disks[0]);
+    g_autofree char *backing = vmsnap_format_name_backing(options, disks[0]->disk);
     Qcow2Layout *qcow2 = g_new0(Qcow2Layout, 1);
     qcow2->base.class = &qcow2_class;
     qcow2->base.disk = disks[0];
     qcow2->cluster_bytes = options->cluster_bytes;
     qcow2->entries_per_table = qcow2->cluster_bytes / sizeof(uint64_t);
-    qcow2->clusters = vmsnap_cluster_map_new(map, qcow2->cluster_bytes);
-    qcow2->tables = vmsnap_cluster_map_new(map, qcow2->cluster_bytes * qcow2->entries_per_table);
+    qcow2->clusters = vmsnap_cluster_map_new(content, changes, qcow2->cluster_bytes);
+    qcow2->tables =
+        vmsnap_cluster_map_new(changes ? changes : content, NULL, qcow2->cluster_bytes * qcow2->entries_per_table);
     qcow2->l1_entries = vmsnap_cluster_map_get_count(qcow2->tables);
     place_parts(qcow2);
+    qcow2->header = header_new(backing);
+    fill_header(qcow2);
     qcow2->base.size_bytes = qcow2->total_clusters * qcow2->cluster_bytes;
     return &qcow2->base;
 }
@@ -257,6 +309,18 @@ static gboolean disk_fits(uint64_t disk_bytes, uint64_t cluster_bytes) {
     return vmsnap_divide_up(disk_bytes, bytes_per_l1_entry) * sizeof(uint64_t) <= MAX_L1_BYTES &&
            vmsnap_divide_up(disk_bytes + tables_at_most, bytes_per_refcount_block) * sizeof(uint64_t) <=
                MAX_REFCOUNT_TABLE_BYTES;
+}
+
+static gboolean check_backing(const VmsnapFormatOptions *options, const VmsnapDisk *disk, GError **error) {
+    g_autofree char *backing = vmsnap_format_name_backing(options, disk);
+    g_autoptr(GByteArray) header = header_new(backing);
+    if (!backing || (strlen(backing) <= MAX_BACKING_NAME_BYTES && header->len <= options->cluster_bytes))
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to show disk '%s' as qcow2: the name of its backing file, '%s', has more than %d bytes or does "
+                "not fit into a cluster; use a shorter one, or a larger cluster_size=",
+                disk->name, backing, MAX_BACKING_NAME_BYTES);
+    return FALSE;
 }
 
 static gboolean qcow2_check(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot, GError **error) {
@@ -276,13 +340,23 @@ static gboolean qcow2_check(const VmsnapFormatOptions *options, const VmsnapSnap
                         disk->name, options->cluster_bytes);
             return FALSE;
         }
+        if (!check_backing(options, disk, error))
+            return FALSE;
     }
     return TRUE;
+}
+
+/* So that copies of one snapshot after the other can lie in one directory. */
+static const char *qcow2_tag(const VmsnapFormatOptions *options, const VmsnapDisk *disk) {
+    (void)options;
+    return disk->snapshot->checkpoint;
 }
 
 const VmsnapFormat vmsnap_format_qcow2 = {
     .name = "qcow2",
     .needs_maps = TRUE,
+    .shows_changes = TRUE,
+    .tag = qcow2_tag,
     .check = qcow2_check,
     .layout_new = qcow2_layout_new,
 };

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The format "raw": a file is the disk as it is, with its zero extents as zero segments. */
+/*
+ * The format "raw": a file is the disk as it is, with its zero extents as zero segments. Where only changes are asked
+ * for, what is clean is a hole, and zeroes that have changed are none.
+ */
 #include "format.h"
 
 static void raw_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSegment *ret_segment) {
@@ -28,15 +31,53 @@ VmsnapLayout *vmsnap_layout_new_raw(VmsnapDiskView *disk) {
     return layout;
 }
 
+static void changed_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSegment *ret_segment) {
+    VmsnapExtentKind kind = VMSNAP_EXTENT_DIRTY;
+    uint64_t length_bytes = 0;
+    gboolean known = vmsnap_extent_map_lookup(vmsnap_disk_view_get_changes(layout->disk), offset, &kind, &length_bytes);
+    if (known && kind == VMSNAP_EXTENT_CLEAN) {
+        *ret_segment = (VmsnapSegment){.kind = VMSNAP_SEGMENT_ZERO, .length_bytes = length_bytes};
+        return;
+    }
+    vmsnap_segment_init_disk(ret_segment, layout->disk, offset, length_bytes);
+    if (ret_segment->kind == VMSNAP_SEGMENT_ZERO)
+        ret_segment->kind = VMSNAP_SEGMENT_COMPUTED;
+}
+
+static void changed_compute(const VmsnapLayout *layout, uint64_t offset, size_t length, uint8_t *buffer) {
+    (void)layout;
+    (void)offset;
+    memset(buffer, 0, length);
+}
+
+static uint64_t changed_allocated_bytes(const VmsnapLayout *layout) {
+    return vmsnap_disk_view_get_dirty_bytes(layout->disk);
+}
+
+static const VmsnapLayoutClass changed_class = {
+    .segment_at = changed_segment_at,
+    .compute = changed_compute,
+    .allocated_bytes = changed_allocated_bytes,
+    .free = raw_free,
+};
+
 static VmsnapLayout *raw_layout_new(const VmsnapFormatOptions *options, const VmsnapSnapshot *snapshot,
                                     VmsnapDiskView *const *disks, guint n_disks) {
-    (void)options;
     (void)snapshot;
     g_assert(n_disks == 1);
-    return vmsnap_layout_new_raw(disks[0]);
+    VmsnapLayout *layout = vmsnap_layout_new_raw(disks[0]);
+    if (options->only_changed && disks[0]->changes)
+        layout->class = &changed_class;
+    return layout;
+}
+
+static const char *raw_tag(const VmsnapFormatOptions *options, const VmsnapDisk *disk) {
+    return options->only_changed && disk->since ? "changed" : NULL;
 }
 
 const VmsnapFormat vmsnap_format_raw = {
     .name = "raw",
+    .shows_changes = TRUE,
+    .tag = raw_tag,
     .layout_new = raw_layout_new,
 };

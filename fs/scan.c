@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A scan asks for the extents of a disk, one window a question. In the background they are asked in the order of the
- * disk, one at a time: QEMU answers on the thread that also serves the guest, and gets its breath only on our way back
- * with the next one. With two under way, a badly fragmented image starves the guest. Whoever needs a window that is not
- * known yet has it asked for at once, or joins the question under way.
+ * disk. Those of content one at a time: QEMU answers on the thread that also serves the guest, and gets its breath only
+ * on our way back with the next one. With two under way, a badly fragmented image starves the guest. Those of changes
+ * are in QEMU's memory, and it is the way that takes time. Whoever needs a window that is not known yet has it asked
+ * for at once, or joins the question under way.
  *
  * Answers come on threads of the backend. The lock guards the questions and those who wait for them; it is never held
  * while a backend or a waiter is called, since both may come back here.
@@ -11,6 +12,8 @@
 #include "scan.h"
 
 #include <stdatomic.h>
+
+#define MAX_BACKGROUND_CHANGES 16
 
 typedef struct {
     VmsnapScanFunc func;
@@ -28,6 +31,8 @@ typedef struct {
 
 struct VmsnapScan {
     VmsnapDisk *disk;
+    VmsnapExtentsQuestion question;
+    const VmsnapExtentMap *changes; /* not owned; or NULL; immutable once started */
     VmsnapExtentMap *map;
     _Atomic gboolean failed; /* set before the window that it is about is known */
     GMutex lock;
@@ -45,9 +50,10 @@ static void question_free(gpointer data) {
     g_free(question);
 }
 
-VmsnapScan *vmsnap_scan_new(VmsnapDisk *disk, size_t max_memory_bytes) {
+VmsnapScan *vmsnap_scan_new(VmsnapDisk *disk, VmsnapExtentsQuestion question, size_t max_memory_bytes) {
     VmsnapScan *scan = g_new0(VmsnapScan, 1);
     scan->disk = disk;
+    scan->question = question;
     scan->map = vmsnap_extent_map_new(disk->size_bytes, max_memory_bytes);
     g_mutex_init(&scan->lock);
     scan->questions = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, question_free);
@@ -70,6 +76,14 @@ const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan) {
     return scan->map;
 }
 
+VmsnapExtentsQuestion vmsnap_scan_get_question(const VmsnapScan *scan) {
+    return scan->question;
+}
+
+const VmsnapDisk *vmsnap_scan_get_disk(const VmsnapScan *scan) {
+    return scan->disk;
+}
+
 gboolean vmsnap_scan_is_complete(const VmsnapScan *scan) {
     return vmsnap_extent_map_get_known_bytes(scan->map) == scan->disk->size_bytes;
 }
@@ -88,12 +102,31 @@ static Question *question_new_locked(VmsnapScan *scan, uint64_t index) {
     return question;
 }
 
+static gboolean window_is_clean(const VmsnapScan *scan, uint64_t index) {
+    if (!scan->changes)
+        return FALSE;
+    VmsnapExtentKind kind = VMSNAP_EXTENT_DIRTY;
+    uint64_t length = 0;
+    gboolean known = vmsnap_extent_map_lookup(scan->changes, index * VMSNAP_EXTENT_MAP_WINDOW_BYTES, &kind, &length);
+    return known && kind == VMSNAP_EXTENT_CLEAN && length == vmsnap_extent_map_get_window_length(scan->map, index);
+}
+
+static void window_take_for_data(VmsnapScan *scan, uint64_t index) {
+    VmsnapExtentWindow *window = vmsnap_extent_window_new(scan->map, index);
+    vmsnap_extent_window_append(window, VMSNAP_EXTENT_DATA, VMSNAP_EXTENT_MAP_WINDOW_BYTES);
+    vmsnap_extent_map_publish(scan->map, window);
+}
+
 /* Returns: the question for the next window that nobody has asked for, or NULL. */
 static Question *scan_next_locked(VmsnapScan *scan) {
     for (; scan->next_window < vmsnap_extent_map_get_window_count(scan->map); scan->next_window++) {
         uint64_t index = scan->next_window;
         if (vmsnap_extent_map_has_window(scan->map, index) || g_hash_table_contains(scan->questions, &index))
             continue;
+        if (window_is_clean(scan, index)) {
+            window_take_for_data(scan, index);
+            continue;
+        }
         Question *question = question_new_locked(scan, index);
         question->background = TRUE;
         return question;
@@ -176,15 +209,20 @@ static void question_ask(Question *question) {
     uint64_t end = question->index * VMSNAP_EXTENT_MAP_WINDOW_BYTES +
                    vmsnap_extent_map_get_window_length(scan->map, question->index);
     uint64_t missing = vmsnap_extent_window_get_missing(question->window);
-    vmsnap_disk_extents(scan->disk, end - missing, missing, question_answered, question);
+    vmsnap_disk_extents(scan->disk, scan->question, end - missing, missing, question_answered, question);
 }
 
-void vmsnap_scan_start(VmsnapScan *scan) {
-    g_mutex_lock(&scan->lock);
-    Question *question = scan_next_locked(scan);
-    g_mutex_unlock(&scan->lock);
-    if (question)
+void vmsnap_scan_start(VmsnapScan *scan, const VmsnapExtentMap *changes) {
+    unsigned n_questions = scan->question == VMSNAP_EXTENTS_OF_CHANGES ? MAX_BACKGROUND_CHANGES : 1;
+    scan->changes = changes;
+    for (unsigned i = 0; i < n_questions; i++) {
+        g_mutex_lock(&scan->lock);
+        Question *question = scan_next_locked(scan);
+        g_mutex_unlock(&scan->lock);
+        if (!question)
+            return;
         question_ask(question);
+    }
 }
 
 void vmsnap_scan_resolve(VmsnapScan *scan, uint64_t offset, VmsnapScanFunc func, gpointer user_data) {

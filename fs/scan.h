@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Fills in the extent map of one disk: ahead of everybody in the background, and at once where somebody waits. */
+/*
+ * Fills in the extent map of one disk, of its content or of its changes: ahead of everybody in the background, and at
+ * once where somebody waits.
+ */
 #pragma once
 
 #include "extent_map.h"
@@ -14,13 +17,23 @@ typedef void (*VmsnapScanFunc)(gpointer user_data);
  * @disk: must outlive the scan
  * @max_memory_bytes: as for vmsnap_extent_map_new()
  */
-VmsnapScan *vmsnap_scan_new(VmsnapDisk *disk, size_t max_memory_bytes);
+VmsnapScan *vmsnap_scan_new(VmsnapDisk *disk, VmsnapExtentsQuestion question, size_t max_memory_bytes);
 
 /** Frees a scan of a disk whose snapshot has ended, so that no answer can come any more; NULL-safe. */
 void vmsnap_scan_free(VmsnapScan *scan);
 
-/** Begins to fill in the map from its beginning to its end. Any thread, once. */
-void vmsnap_scan_start(VmsnapScan *scan);
+/**
+ * vmsnap_scan_start:
+ * @changes: complete, or NULL. Windows in which nothing has changed are not asked for and taken for data: for who
+ *   looks only at what has changed
+ *
+ * Begins to fill in the map from its beginning to its end. Any thread, once.
+ */
+void vmsnap_scan_start(VmsnapScan *scan, const VmsnapExtentMap *changes);
+
+/** Returns: what the scan asks, of which disk. */
+VmsnapExtentsQuestion vmsnap_scan_get_question(const VmsnapScan *scan);
+const VmsnapDisk *vmsnap_scan_get_disk(const VmsnapScan *scan);
 
 /** Returns: (transfer none): the map; windows appear in it as answers come. */
 const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan);
@@ -28,8 +41,8 @@ const VmsnapExtentMap *vmsnap_scan_get_map(const VmsnapScan *scan);
 /**
  * vmsnap_scan_resolve:
  *
- * Calls @func when the window of @offset is known. A window whose extents cannot be had becomes data, so this always
- * succeeds, and the read that follows meets the fault. Any thread.
+ * Calls @func when the window of @offset is known. A window whose extents cannot be had becomes data (or dirty), so
+ * this always succeeds, and the read that follows meets the fault. Any thread.
  */
 void vmsnap_scan_resolve(VmsnapScan *scan, uint64_t offset, VmsnapScanFunc func, gpointer user_data);
 

@@ -2,6 +2,7 @@
 /*
  * The counts are read one by one while readers go on, so they fit together only roughly. "transferred" counts what
  * need not be read any more, zero extents and data handed out, so that it reaches "total" when a sparse copy is done.
+ * Where only changes are shown, so does what is clean, and of data and zeroes only those that have changed are told.
  */
 #include "status.h"
 
@@ -13,6 +14,8 @@ typedef struct {
     uint64_t zero_bytes;
     uint64_t data_bytes; /* known to be data */
     uint64_t read_bytes;
+    uint64_t dirty_bytes;
+    uint64_t hidden_bytes; /* clean, where only changes are shown */
     gboolean has_scratch;
     uint64_t scratch_used_bytes;
     uint64_t scratch_left_bytes;
@@ -24,9 +27,15 @@ static DiskStatus disk_status_take(const VmsnapDiskView *view) {
         .size_bytes = view->disk->size_bytes,
         .zero_bytes = vmsnap_extent_map_get_zero_bytes(map),
         .read_bytes = vmsnap_progress_get_bytes(view->progress),
+        .dirty_bytes = vmsnap_disk_view_get_dirty_bytes(view),
     };
     uint64_t known_bytes = vmsnap_extent_map_get_known_bytes(map);
     status.data_bytes = known_bytes - MIN(known_bytes, status.zero_bytes);
+    if (view->only_changes) {
+        status.hidden_bytes = status.size_bytes - status.dirty_bytes;
+        status.data_bytes = view->changed_bytes;
+        status.zero_bytes = status.dirty_bytes - view->changed_bytes;
+    }
 
     status.has_scratch = vmsnap_disk_get_scratch(view->disk, &status.scratch_used_bytes, &status.scratch_left_bytes);
     return status;
@@ -40,13 +49,15 @@ static DiskStatus total_status_take(const VmsnapView *view) {
         total.zero_bytes += status.zero_bytes;
         total.data_bytes += status.data_bytes;
         total.read_bytes += status.read_bytes;
+        total.dirty_bytes += status.dirty_bytes;
+        total.hidden_bytes += status.hidden_bytes;
         total.scratch_used_bytes += status.scratch_used_bytes;
     }
     return total;
 }
 
 static uint64_t transferred_bytes(const DiskStatus *status) {
-    return MIN(status->zero_bytes + status->read_bytes, status->size_bytes);
+    return MIN(status->hidden_bytes + status->zero_bytes + status->read_bytes, status->size_bytes);
 }
 
 static void add_disk(JsonBuilder *json, const VmsnapDiskView *view) {
@@ -57,6 +68,11 @@ static void add_disk(JsonBuilder *json, const VmsnapDiskView *view) {
     vmsnap_json_add_bytes(json, "data", status.data_bytes);
     vmsnap_json_add_bytes(json, "zero-bytes", status.zero_bytes);
     vmsnap_json_add_bytes(json, "read", status.read_bytes);
+    vmsnap_json_add_bytes(json, "dirty", status.dirty_bytes);
+    if (view->disk->since)
+        vmsnap_json_add_string(json, "since", view->disk->since);
+    if (view->disk->full_reason)
+        vmsnap_json_add_string(json, "full-reason", view->disk->full_reason);
     if (status.has_scratch) {
         vmsnap_json_add_bytes(json, "scratch-used", status.scratch_used_bytes);
         vmsnap_json_add_bytes(json, "scratch-left", status.scratch_left_bytes);
@@ -77,7 +93,11 @@ char *vmsnap_status_build_json(const VmsnapView *view) {
     vmsnap_json_add_bytes(json, "total", total.size_bytes);
     vmsnap_json_add_bytes(json, "transferred", transferred_bytes(&total));
     vmsnap_json_add_bytes(json, "zero-bytes", total.zero_bytes);
-    vmsnap_json_add_bytes(json, "dirty", total.size_bytes);
+    vmsnap_json_add_bytes(json, "dirty", total.dirty_bytes);
+    if (view->snapshot->checkpoint)
+        vmsnap_json_add_string(json, "checkpoint", view->snapshot->checkpoint);
+    if (view->snapshot->since)
+        vmsnap_json_add_string(json, "since", view->snapshot->since);
     json_builder_set_member_name(json, "disks");
     json_builder_begin_array(json);
     for (guint i = 0; i < view->disks->len; i++)

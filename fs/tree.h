@@ -24,6 +24,8 @@ struct VmsnapNode {
     GPtrArray *children;         /* directories: of VmsnapNode, not owned */
     VmsnapLayout *layout;        /* files with fixed content: owned */
     VmsnapDisk *disk;            /* files of one disk */
+    int64_t modified_ns;         /* when it was changed last; 0: at the instant */
+    const VmsnapDiskView *map;   /* live files that tell the map of a disk, which must be complete, or NULL */
     VmsnapGenerateFunc generate; /* live files */
     VmsnapStoreFunc store;       /* live files that take orders, from who made the mount alone */
     gpointer live_data;          /* for both */

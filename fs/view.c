@@ -2,6 +2,7 @@
 /* Which files a snapshot has, and what their readers share. */
 #include "view.h"
 
+#include "block_map.h"
 #include "manifest.h"
 #include "map_wait.h"
 #include "size.h"
@@ -40,8 +41,51 @@ static int speed_store(const char *text, gpointer user_data) {
     return 0;
 }
 
+static char *commit_generate(gpointer user_data) {
+    return g_strdup(vmsnap_view_has_commit(user_data) ? "yes\n" : "no\n");
+}
+
+/* Whoever gives the order of a snapshot that is lost must not believe that it was heard. */
+static int commit_store(const char *text, gpointer user_data) {
+    VmsnapView *view = user_data;
+    if (!g_str_equal(text, "yes"))
+        return -EINVAL;
+    if (vmsnap_snapshot_is_broken(view->snapshot))
+        return -EIO;
+    g_atomic_int_set(&view->has_commit, TRUE);
+    return 0;
+}
+
+static char *map_json_generate(gpointer user_data) {
+    return vmsnap_block_map_build_json(user_data);
+}
+
+static char *map_lines_generate(gpointer user_data) {
+    return vmsnap_block_map_build_lines(user_data);
+}
+
 static void view_add_memory_file(VmsnapView *view, VmsnapNode *directory, const char *name, GBytes *content) {
     (void)vmsnap_tree_add_file(view->tree, directory, name, vmsnap_layout_new_memory(content));
+}
+
+static void view_add_maps(VmsnapView *view, VmsnapNode *directory) {
+    for (guint i = 0; i < view->disks->len; i++) {
+        VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
+        g_autofree char *json_name = g_strconcat(disk->disk->name, ".json", NULL);
+        g_autofree char *lines_name = g_strconcat(disk->disk->name, ".borg", NULL);
+        vmsnap_tree_add_live_file(view->tree, directory, json_name, map_json_generate, NULL, disk)->map = disk;
+        vmsnap_tree_add_live_file(view->tree, directory, lines_name, map_lines_generate, NULL, disk)->map = disk;
+    }
+}
+
+/* Returns: (transfer full): the name of the list of what has changed, beside the file that shows it; or NULL. */
+static char *name_changes_list(const VmsnapFormatOptions *format, const VmsnapDisk *disk) {
+    return format->only_changed && disk->since ? g_strconcat(disk->name, ".changed.map", NULL) : NULL;
+}
+
+/* Even where it is known what has changed: then tools that go by dates can skip what has not. */
+static gboolean shows_whole_disks(const VmsnapView *view) {
+    return view->format.format == &vmsnap_format_raw && !view->format.only_changed;
 }
 
 static VmsnapReaderResources resources_new(const VmsnapView *view, const VmsnapViewOptions *options) {
@@ -72,12 +116,25 @@ VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot, const VmsnapViewOptions *o
         const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, i);
         view_add_memory_file(view, file->kind == VMSNAP_FILE_HIDDEN ? hidden : root, file->name, file->content);
     }
-    g_autoptr(GBytes) manifest = vmsnap_manifest_build(snapshot, options->format.format);
-    view_add_memory_file(view, root, MANIFEST_NAME, manifest);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "status.json", status_json_generate, NULL, view);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "status", status_text_generate, NULL, view);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "speed", speed_generate, speed_store, view);
+    if (options->takes_commit)
+        (void)vmsnap_tree_add_live_file(view->tree, hidden, "commit", commit_generate, commit_store, view);
+    view_add_maps(view, vmsnap_tree_add_directory(view->tree, hidden, "map", FALSE));
     return view;
+}
+
+void vmsnap_view_note_read_error(VmsnapView *view) {
+    g_atomic_int_set(&view->has_read_error, TRUE);
+}
+
+gboolean vmsnap_view_was_read_well(const VmsnapView *view) {
+    return !g_atomic_int_get(&view->has_read_error);
+}
+
+gboolean vmsnap_view_has_commit(const VmsnapView *view) {
+    return g_atomic_int_get(&view->has_commit);
 }
 
 void vmsnap_view_free(VmsnapView *view) {
@@ -91,25 +148,86 @@ void vmsnap_view_free(VmsnapView *view) {
     g_free(view);
 }
 
+/* A file of what has changed is of no use without the list of it: its holes may be zeroes as well. */
+static void view_add_changes_list(VmsnapView *view, const VmsnapDiskView *disk) {
+    g_autofree char *name = name_changes_list(&view->format, disk->disk);
+    if (!name)
+        return;
+    char *lines = vmsnap_block_map_build_lines(disk);
+    g_autoptr(GBytes) content = g_bytes_new_take(lines, strlen(lines));
+    view_add_memory_file(view, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), name, content);
+}
+
 static void view_add_disks(VmsnapView *view) {
     const VmsnapFormat *format = view->format.format;
+    VmsnapNode *root = vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID);
     guint n_in_file = format->one_file ? view->disks->len : 1;
     for (guint i = 0; i < view->disks->len; i += n_in_file) {
         VmsnapDiskView *const *disks = (VmsnapDiskView *const *)&g_ptr_array_index(view->disks, i);
-        g_autofree char *name = vmsnap_format_name_file(format, disks[0]->disk);
+        g_autofree char *name = vmsnap_format_name_file(&view->format, disks[0]->disk);
         VmsnapLayout *layout = format->layout_new(&view->format, view->snapshot, disks, n_in_file);
-        (void)vmsnap_tree_add_file(view->tree, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), name, layout);
+        VmsnapNode *node = vmsnap_tree_add_file(view->tree, root, name, layout);
+        if (shows_whole_disks(view))
+            node->modified_ns = disks[0]->disk->modified_ns;
+        view_add_changes_list(view, disks[0]);
+    }
+}
+
+static gboolean needs_maps(const VmsnapView *view) {
+    return view->format.format->needs_maps || view->format.only_changed;
+}
+
+static gboolean view_map_changes(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data,
+                                 GError **error) {
+    g_autoptr(GPtrArray) scans = g_ptr_array_new();
+    for (guint i = 0; i < view->disks->len; i++) {
+        const VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
+        if (!disk->changes)
+            continue;
+        vmsnap_scan_start(disk->changes, NULL);
+        g_ptr_array_add(scans, disk->changes);
+    }
+    return vmsnap_map_wait(view->snapshot, scans, interrupted, user_data, error);
+}
+
+static gboolean view_map_content(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data,
+                                 GError **error) {
+    g_autoptr(GPtrArray) scans = g_ptr_array_new();
+    for (guint i = 0; i < view->disks->len; i++) {
+        VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
+        disk->only_changes = disk->changes && !shows_whole_disks(view);
+        vmsnap_scan_start(disk->scan, disk->only_changes ? vmsnap_disk_view_get_changes(disk) : NULL);
+        g_ptr_array_add(scans, disk->scan);
+    }
+    return !needs_maps(view) || vmsnap_map_wait(view->snapshot, scans, interrupted, user_data, error);
+}
+
+static void view_count_changes(VmsnapView *view) {
+    for (guint i = 0; i < view->disks->len; i++) {
+        VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
+        if (disk->only_changes)
+            disk->changed_bytes = vmsnap_block_map_count_data(disk);
+    }
+}
+
+/* A disk that has not changed since a checkpoint was changed last when it had been by then. */
+static void view_date_disks(VmsnapView *view) {
+    for (guint i = 0; i < view->disks->len; i++) {
+        const VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
+        gboolean clean = vmsnap_disk_view_get_dirty_bytes(disk) == 0 && disk->disk->since_modified_ns;
+        disk->disk->modified_ns = clean ? disk->disk->since_modified_ns : view->snapshot->instant_ns;
     }
 }
 
 gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data, GError **error) {
-    for (guint i = 0; i < view->disks->len; i++) {
-        VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
-        vmsnap_scan_start(disk->scan);
-    }
-    if (view->format.format->needs_maps && !vmsnap_map_wait(view->snapshot, view->disks, interrupted, user_data, error))
+    if (!view_map_changes(view, interrupted, user_data, error) ||
+        !view_map_content(view, interrupted, user_data, error))
         return FALSE;
+    view_count_changes(view);
+    view_date_disks(view);
     view_add_disks(view);
+    g_autoptr(GBytes) manifest = vmsnap_manifest_build(view);
+    view_add_memory_file(view, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), MANIFEST_NAME, manifest);
     return TRUE;
 }
 
@@ -131,9 +249,13 @@ static gboolean check_names(const VmsnapViewOptions *options, const VmsnapSnapsh
     guint n_in_file = format->one_file ? MAX(snapshot->disks->len, 1) : 1;
     g_hash_table_add(names, g_strdup(HIDDEN_NAME));
     g_hash_table_add(names, g_strdup(MANIFEST_NAME));
-    for (guint i = 0; i < snapshot->disks->len; i += n_in_file)
-        if (!names_add(names, vmsnap_format_name_file(format, g_ptr_array_index(snapshot->disks, i)), error))
+    for (guint i = 0; i < snapshot->disks->len; i += n_in_file) {
+        const VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, i);
+        char *list_name = name_changes_list(&options->format, disk);
+        if (!names_add(names, vmsnap_format_name_file(&options->format, disk), error) ||
+            (list_name && !names_add(names, list_name, error)))
             return FALSE;
+    }
     for (guint i = 0; i < snapshot->files->len; i++) {
         const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, i);
         if (file->kind != VMSNAP_FILE_HIDDEN && !names_add(names, g_strdup(file->name), error))

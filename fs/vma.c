@@ -184,7 +184,7 @@ static uint16_t cluster_mask(const Device *device, uint64_t cluster) {
     for (; block < end; block++) {
         if (block - run.first >= run.length)
             vmsnap_cluster_map_advance(device->blocks, &run);
-        if (run.is_data)
+        if (run.kind == VMSNAP_CLUSTER_DATA)
             mask |= (uint16_t)(1U << block % BLOCKS_PER_CLUSTER);
     }
     return mask;
@@ -317,7 +317,7 @@ static VmsnapLayout *vma_layout_new(const VmsnapFormatOptions *options, const Vm
     vma->base.class = &vma_class;
     vma->n_devices = n_disks;
     for (guint i = 0; i < n_disks; i++) {
-        VmsnapClusterMap *blocks = vmsnap_cluster_map_new(vmsnap_scan_get_map(disks[i]->scan), BLOCK_BYTES);
+        VmsnapClusterMap *blocks = vmsnap_cluster_map_new(vmsnap_scan_get_map(disks[i]->scan), NULL, BLOCK_BYTES);
         vma->devices[i] = (Device){disks[i], blocks, vma->n_clusters, vma->n_data_blocks};
         vma->n_clusters += vmsnap_divide_up(vmsnap_cluster_map_get_count(blocks), BLOCKS_PER_CLUSTER);
         vma->n_data_blocks += vmsnap_cluster_map_get_data_count(blocks);

@@ -120,7 +120,7 @@ static void starter_leave(Starter *starter, int exit_code) {
 
 static void snapshot_end_quietly(VmsnapSnapshot *snapshot) {
     g_autoptr(GError) error = NULL;
-    if (!vmsnap_snapshot_end(snapshot, TRUE, &error))
+    if (!vmsnap_snapshot_end(snapshot, TRUE, FALSE, &error))
         g_warning("%s", error->message);
     vmsnap_snapshot_free(snapshot);
 }
@@ -173,6 +173,7 @@ static VmsnapViewOptions view_options(const VmsnapOptions *options) {
         .readahead_bytes = options->readahead_bytes,
         .speed_bytes_per_s = options->speed_bytes_per_s,
         .format = options->format,
+        .takes_commit = options->commit == VMSNAP_COMMIT_EXPLICIT,
     };
 }
 
@@ -199,6 +200,10 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const Vmsn
         .freeze_timeout_ms = options->freeze_timeout_ms,
         .scratch_reserve_bytes = options->scratch_reserve_bytes,
         .scratch_max_bytes = options->scratch_max_bytes,
+        .checkpoint = options->checkpoint,
+        .since = options->since,
+        .incremental = options->incremental,
+        .keep_checkpoints = options->keep_checkpoints,
         .check = check_snapshot,
         .check_data = (gpointer)options,
     };
@@ -264,6 +269,11 @@ static void tell_begun(const VmsnapSnapshot *snapshot) {
         const VmsnapLeftOut *left_out = g_ptr_array_index(snapshot->left_out, i);
         g_info("left out '%s': %s", left_out->name, left_out->reason);
     }
+    for (guint i = 0; i < snapshot->disks->len; i++) {
+        const VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, i);
+        if (disk->full_reason)
+            g_warning("disk '%s' is taken in full: %s", disk->name, disk->full_reason);
+    }
     if (snapshot->quiesce_error)
         g_warning("%s; the snapshot is only as consistent as after a power failure", snapshot->quiesce_error);
 }
@@ -273,12 +283,14 @@ static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point
               snapshot->uuid, snapshot->quiesced ? "its filesystems were frozen" : "after a power failure");
 }
 
-static void tell_ended(const VmsnapSnapshot *snapshot, gboolean aborted, const GError *error) {
+static void tell_ended(const VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, const GError *error) {
     if (error)
         g_warning("%s", error->message);
     else
         g_message("the snapshot of domain '%s' has ended: %s", snapshot->machine,
                   aborted ? "stopped by a signal" : "complete");
+    if (!error && commit)
+        g_message("checkpoint '%s' is committed", snapshot->checkpoint);
 }
 
 /* What is told when files can be read: to the caller, then to the log, since a daemon leaves its caller in between. */
@@ -322,6 +334,22 @@ static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter 
     return result >= 0 && readiness.ready;
 }
 
+/*
+ * A copy for which a read has failed has not become one, so the next backup must not begin from there. Then the
+ * snapshot counts as broken, so that umount tells: a checkpoint was asked for, and there is none.
+ */
+static gboolean decide_commit(const VmsnapOptions *options, const VmsnapView *view, gboolean aborted) {
+    VmsnapSnapshot *snapshot = view->snapshot;
+    if (!snapshot->checkpoint)
+        return FALSE;
+    if (options->commit == VMSNAP_COMMIT_EXPLICIT)
+        return vmsnap_view_has_commit(view);
+    if (!aborted && !vmsnap_view_was_read_well(view))
+        vmsnap_snapshot_break(snapshot, "a read had failed, so that checkpoint '%s' was rolled back",
+                              snapshot->checkpoint);
+    return !aborted && vmsnap_view_was_read_well(view);
+}
+
 static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGuardian *guardian) {
     int exit_code = VMSNAP_EXIT_FAILED;
     VmsnapBeginOptions begin = begin_options(options, guardian);
@@ -344,13 +372,14 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
         served = serve(session, snapshot, starter, guardian, &aborted, &error);
     }
     g_autoptr(GError) end_error = NULL;
-    (void)vmsnap_snapshot_end(snapshot, aborted, &end_error);
+    gboolean commit = served && decide_commit(options, view, aborted);
+    (void)vmsnap_snapshot_end(snapshot, aborted, commit, &end_error);
     if (!served) {
         if (end_error)
             g_warning("%s", end_error->message);
         return vmsnap_report_error(error);
     }
-    tell_ended(snapshot, aborted, end_error);
+    tell_ended(snapshot, aborted, commit, end_error);
     return end_error ? VMSNAP_EXIT_FAILED : 0;
 }
 

@@ -70,7 +70,7 @@ static int left_clear(const VmsnapGuardian *guardian) {
             g_warning("%s", error->message);
         g_free(last_message);
         last_message = g_strdup(error->message);
-        if (!record->job && !record->frozen)
+        if (!vmsnap_record_has_left(record))
             return EXIT_FAILURE;
         (void)sleep(pause_s);
     }
@@ -149,7 +149,7 @@ static gboolean finish_without_guardian(const VmsnapGuardian *guardian) {
 gboolean vmsnap_guardian_finish(VmsnapGuardian *guardian) {
     g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
     (void)close(g_steal_fd(&guardian->fd));
-    if (record && (record->job || record->frozen))
+    if (record && vmsnap_record_has_left(record))
         return FALSE;
     int status;
     if (waitpid(guardian->pid, &status, 0) == guardian->pid && WIFEXITED(status))

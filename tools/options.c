@@ -6,6 +6,7 @@
 #include "options.h"
 
 #include "fs/size.h"
+#include "vmsnap/checkpoint_name.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -28,6 +29,7 @@
 #define DEFAULT_CLUSTER_BYTES (64U << 10)
 #define MIN_CLUSTER_BYTES 512
 #define MAX_CLUSTER_BYTES (UINT64_C(2) << 20)
+#define MAX_KEEP_CHECKPOINTS 100000
 #define DEFAULT_SCRATCH_RESERVE_BYTES (UINT64_C(512) << 20)
 
 static gboolean usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -210,6 +212,73 @@ static gboolean parse_config(VmsnapOptions *options, const char *value, GError *
     return TRUE;
 }
 
+static gboolean parse_checkpoint_name(char **target, const char *option, const char *value, GError **error) {
+    return vmsnap_checkpoint_name_is_valid(value)
+               ? set_string(target, value)
+               : usage_error(error,
+                             "failed to use option '%s=%s': a name of a checkpoint is text without a slash, and does "
+                             "not begin with a dot",
+                             option, value);
+}
+
+static gboolean parse_checkpoint(VmsnapOptions *options, const char *value, GError **error) {
+    return parse_checkpoint_name(&options->checkpoint, "checkpoint", value, error);
+}
+
+static gboolean parse_since(VmsnapOptions *options, const char *value, GError **error) {
+    return parse_checkpoint_name(&options->since, "since", value, error);
+}
+
+static gboolean parse_incremental(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->incremental = TRUE;
+    return TRUE;
+}
+
+static gboolean parse_keep_checkpoints(VmsnapOptions *options, const char *value, GError **error) {
+    guint64 number;
+    if (!g_ascii_string_to_unsigned(value, 10, 1, MAX_KEEP_CHECKPOINTS, &number, NULL))
+        return usage_error(error, "failed to use option 'keep_checkpoints=%s': it is no number from 1 to %d", value,
+                           MAX_KEEP_CHECKPOINTS);
+    options->keep_checkpoints = (unsigned)number;
+    return TRUE;
+}
+
+static gboolean parse_commit(VmsnapOptions *options, const char *value, GError **error) {
+    static const char *const modes[] = {
+        [VMSNAP_COMMIT_UMOUNT] = "umount",
+        [VMSNAP_COMMIT_EXPLICIT] = "explicit",
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(modes); i++) {
+        if (g_str_equal(value, modes[i])) {
+            options->commit = (VmsnapCommitMode)i;
+            options->has_commit = TRUE;
+            return TRUE;
+        }
+    }
+    return usage_error(error, "failed to use option 'commit=%s': it is none of umount and explicit", value);
+}
+
+static gboolean parse_backing(VmsnapOptions *options, const char *value, GError **error) {
+    if (!vmsnap_backing_pattern_is_valid(value))
+        return usage_error(
+            error,
+            "failed to use option 'backing=%s': after %% stands d for the disk, s for the checkpoint, or "
+            "another %%",
+            value);
+    (void)set_string(&options->backing, value);
+    options->format.backing = options->backing;
+    return TRUE;
+}
+
+static gboolean parse_only_changed(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->format.only_changed = TRUE;
+    return TRUE;
+}
+
 static gboolean parse_ro(VmsnapOptions *options, const char *value, GError **error) {
     (void)value;
     (void)error;
@@ -260,6 +329,13 @@ static const struct {
     {"format", TRUE, parse_format},
     {"cluster_size", TRUE, parse_cluster_size},
     {"config", TRUE, parse_config},
+    {"checkpoint", TRUE, parse_checkpoint},
+    {"since", TRUE, parse_since},
+    {"incremental", FALSE, parse_incremental},
+    {"keep_checkpoints", TRUE, parse_keep_checkpoints},
+    {"commit", TRUE, parse_commit},
+    {"backing", TRUE, parse_backing},
+    {"only_changed", FALSE, parse_only_changed},
     {"ro", FALSE, parse_ro},
     {"rw", FALSE, parse_rw},
     {"remount", FALSE, parse_remount},
@@ -375,6 +451,13 @@ static const char help_text[] =
     "  format=FORMAT      show disks as raw (default) or qcow2, or all in one file as vma\n"
     "  cluster_size=SIZE  of qcow2 (default: 64K)\n"
     "  config=FILE:FILE   more files that belong to the machine\n"
+    "  incremental        since the newest checkpoint of vmsnap's, and a new one\n"
+    "  checkpoint=NAME    create a checkpoint, from which another mount can go on\n"
+    "  since=NAME         tell what has changed since that checkpoint\n"
+    "  keep_checkpoints=N delete vmsnap's older ones (default: keep all)\n"
+    "  commit=WHEN        a new checkpoint stays after umount (default), or is explicit\n"
+    "  backing=PATTERN    backing file of a qcow2 with changes (default: %d.%s.qcow2)\n"
+    "  only_changed       raw files with holes where nothing has changed\n"
     "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
     "  allow_other        let other users in, as far as the mode does\n"
     "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
@@ -410,6 +493,9 @@ void vmsnap_options_free(VmsnapOptions *options) {
     g_free(options->source);
     g_free(options->mount_point);
     g_free(options->connect_uri);
+    g_free(options->checkpoint);
+    g_free(options->since);
+    g_free(options->backing);
     g_strfreev(options->disks);
     g_strfreev(options->exclude);
     g_strfreev(options->config_paths);
@@ -417,6 +503,54 @@ void vmsnap_options_free(VmsnapOptions *options) {
     g_free(options->scratch_dir);
     g_string_free(options->mount_options, TRUE);
     g_free(options);
+}
+
+/* Options that make no sense together are more likely a mistake than meant. */
+static gboolean check_together(const VmsnapOptions *options, GError **error) {
+    const char *format = options->format.format->name;
+    gboolean is_qcow2 = options->format.format == &vmsnap_format_qcow2;
+    gboolean is_raw = options->format.format == &vmsnap_format_raw;
+    gboolean counts_changes = options->incremental || options->since;
+    gboolean has_checkpoint = options->incremental || options->checkpoint;
+    const char *changes_option = options->incremental ? "incremental" : "since";
+    const struct {
+        gboolean is_wrong;
+        const char *option;
+        const char *reason;
+    } rules[] = {
+        {options->has_cluster_size && !is_qcow2, "cluster_size",
+         "other formats have no clusters to choose; use "
+         "format=qcow2"},
+        {options->incremental && options->checkpoint, "checkpoint",
+         "incremental names its checkpoints itself; use "
+         "checkpoint= with since="},
+        {options->incremental && options->since, "since",
+         "incremental finds it out by itself; use since= with "
+         "checkpoint="},
+        {options->since && g_strcmp0(options->checkpoint, options->since) == 0, "checkpoint",
+         "it is the name of since=, too; choose another"},
+        {counts_changes && !options->format.format->shows_changes, changes_option,
+         "an archive is of whole disks; use format=raw or format=qcow2"},
+        {options->keep_checkpoints && !has_checkpoint, "keep_checkpoints",
+         "there is no new one; add incremental or "
+         "checkpoint="},
+        {options->has_commit && !has_checkpoint, "commit", "there is no checkpoint; add incremental or checkpoint="},
+        {options->commit == VMSNAP_COMMIT_EXPLICIT && options->read_only, "commit",
+         "the order is written into the mount, which ro prevents; drop one of them"},
+        {options->backing && !is_qcow2, "backing", "other formats have no backing file; use format=qcow2"},
+        {options->backing && !counts_changes, "backing", "a whole disk has no backing file; add incremental or since="},
+        {options->format.only_changed && !is_raw, "only_changed",
+         "it is for format=raw; format=qcow2 holds only that "
+         "anyway"},
+        {options->format.only_changed && !counts_changes, "only_changed",
+         "since when is not said; add incremental or "
+         "since="},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(rules); i++)
+        if (rules[i].is_wrong)
+            return usage_error(error, "failed to use option '%s' with format=%s: %s", rules[i].option, format,
+                               rules[i].reason);
+    return TRUE;
 }
 
 VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
@@ -453,11 +587,8 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
     for (char **string = option_strings; string && *string; string++)
         if (!parse_option_string(options, *string, error))
             return NULL;
-    if (options->has_cluster_size && options->format.format != &vmsnap_format_qcow2) {
-        usage_error(error, "failed to use option 'cluster_size': format=%s has no clusters to choose; use format=qcow2",
-                    options->format.format->name);
+    if (!check_together(options, error))
         return NULL;
-    }
     if (!options->show_version && !parse_operands(options, operands, error))
         return NULL;
     return g_steal_pointer(&options);

@@ -8,6 +8,12 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/** When a checkpoint is committed. */
+typedef enum {
+    VMSNAP_COMMIT_UMOUNT,   /* when the mount ends, if all who read got what they asked for */
+    VMSNAP_COMMIT_EXPLICIT, /* then, too, if somebody has given the order meanwhile */
+} VmsnapCommitMode;
+
 /** What the user wants, checked for sense but not against the system. */
 typedef struct {
     char *source;
@@ -24,6 +30,7 @@ typedef struct {
     char **exclude; /* NULL for none */
     VmsnapFormatOptions format;
     gboolean has_cluster_size;
+    char *backing;              /* format.backing is this */
     char **config_paths;        /* as typed; NULL for none */
     GPtrArray *config_contents; /* of GBytes, in the same order; filled in by who reads them */
     char *scratch_dir;          /* absolute; NULL for the default */
@@ -40,7 +47,13 @@ typedef struct {
     unsigned freeze_timeout_ms;
     uint64_t scratch_reserve_bytes;
     uint64_t scratch_max_bytes; /* 0 for no limit */
-    GString *mount_options;     /* for the kernel, comma-separated; may be empty */
+    char *checkpoint;           /* NULL for none */
+    char *since;                /* NULL for none */
+    gboolean incremental;
+    unsigned keep_checkpoints; /* 0 for all */
+    VmsnapCommitMode commit;
+    gboolean has_commit;
+    GString *mount_options; /* for the kernel, comma-separated; may be empty */
 } VmsnapOptions;
 
 /**

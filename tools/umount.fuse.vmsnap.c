@@ -118,7 +118,7 @@ static void end_wait(int record_fd, int pid_fd, const VmsnapRecord *record) {
         gboolean gone = process_is_gone(pid_fd);
         gboolean held = vmsnap_record_is_held(record_fd);
         g_autoptr(VmsnapRecord) now = vmsnap_record_read(record_fd, NULL);
-        gboolean left = now && now->outcome && (now->job || now->frozen);
+        gboolean left = now && now->outcome && vmsnap_record_has_left(now);
         over = gone && (!held || left);
         if (!over)
             g_usleep(POLL_US);

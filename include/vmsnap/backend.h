@@ -13,7 +13,8 @@
  *   vmsnap_snapshot_end().
  * - A lost snapshot is sticky: after vmsnap_snapshot_break() every read of every disk fails with -EIO, and
  *   vmsnap_snapshot_end() fails.
- * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too.
+ * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too. A clean extent is as it
+ *   was at the instant of the checkpoint that the disk's changes count from; a dirty one may be, too.
  * - vmsnap_snapshot_end() leaves the machine as it was: no job, and nothing frozen. It is called once, and when it
  *   returns every callback has been called. What is left on this host, scratch and socket, is named by the record, and
  *   vmsnap_snapshot_remove_left() removes it. vmsnap_snapshot_recover() does the rest after a process that could not
@@ -30,10 +31,18 @@ typedef struct VmsnapBackend VmsnapBackend;
 typedef struct VmsnapSnapshot VmsnapSnapshot;
 typedef struct VmsnapDisk VmsnapDisk;
 
+/** A question has two answers, of which the first is the one to give where there is a doubt. */
 typedef enum {
     VMSNAP_EXTENT_DATA,
     VMSNAP_EXTENT_ZERO,
+    VMSNAP_EXTENT_DIRTY = VMSNAP_EXTENT_DATA,
+    VMSNAP_EXTENT_CLEAN = VMSNAP_EXTENT_ZERO,
 } VmsnapExtentKind;
+
+typedef enum {
+    VMSNAP_EXTENTS_OF_CONTENT, /* data or zero */
+    VMSNAP_EXTENTS_OF_CHANGES, /* dirty or clean; for disks with VmsnapDisk.since */
+} VmsnapExtentsQuestion;
 
 /** A run of bytes of one kind. Where it begins follows from the runs before it. */
 typedef struct {
@@ -98,16 +107,26 @@ typedef struct {
     unsigned freeze_timeout_ms;     /* for the guest to freeze, and then to be frozen */
     uint64_t scratch_reserve_bytes; /* what scratch must leave free in its filesystem */
     uint64_t scratch_max_bytes;     /* what all scratch files may use together, or 0 for no limit */
+    const char *checkpoint;         /* name of the one to create at the instant, or NULL */
+    const char *since;              /* name of the one that all changes are to count from, or NULL */
+    gboolean incremental;           /* a new one, and since the newest of vmsnap's: as far as possible */
+    unsigned keep_checkpoints;      /* how many of vmsnap's stay when a new one is committed, or 0 for all */
     VmsnapCheckFunc check;
     gpointer check_data;
 } VmsnapBeginOptions;
 
-/** One disk of a snapshot. Every field is immutable from begin to free. */
+/** One disk of a snapshot. Every field is immutable from begin to free, but for the last. */
 struct VmsnapDisk {
     VmsnapSnapshot *snapshot; /* the owner */
     char *name;               /* target name, "vda" */
     char *source;             /* where the machine keeps it, for people; may be NULL */
     uint64_t size_bytes;
+    char *since;       /* name of the checkpoint that its changes count from; NULL if nobody knows what changed */
+    char *full_reason; /* why nobody knows, although that was asked for; or NULL */
+    uint64_t since_size_bytes; /* its size at that checkpoint, or 0 if that is not known, as the next one */
+    int64_t since_modified_ns; /* modified_ns at that checkpoint */
+    int64_t modified_ns;       /* when it was changed last, as far as is known: set by who has looked at all changes,
+                                  before the snapshot is mounted */
 };
 
 /** The instant. Fields are immutable from begin to free but for those that name their guard. */
@@ -119,6 +138,8 @@ struct VmsnapSnapshot {
     int64_t instant_ns;  /* CLOCK_REALTIME just before the instant */
     gboolean quiesced;   /* the guest's filesystems were frozen at the instant */
     char *quiesce_error; /* why they were not, although that was asked for; or NULL */
+    char *checkpoint;    /* name of the one that was created at the instant, or NULL */
+    char *since;         /* name of the one that changes of its first such disk count from, or NULL */
     GPtrArray *disks;    /* of VmsnapDisk, owned; in the machine's order */
     GPtrArray *files;    /* of VmsnapConfigFile, owned */
     GPtrArray *left_out; /* of VmsnapLeftOut, owned */
@@ -153,8 +174,9 @@ typedef void (*VmsnapExtentsFunc)(int error, const VmsnapExtent *extents, size_t
  * @begin: see vmsnap_snapshot_begin()
  * @start: see vmsnap_snapshot_start(); may be NULL
  * @end: see vmsnap_snapshot_end()
- * @recover: ends in the machine what @record describes, a job or a freeze, and notes in @record what is over; blocks,
- *   within the record's timeout. Returns: FALSE with @error set if something may be left
+ * @recover: ends in the machine what @record describes, a job, a freeze, or a checkpoint that is not settled, and notes
+ *   in @record what is over; blocks, within the record's timeout. Returns: FALSE with @error set if something may be
+ * left
  * @free: frees what the backend added to the snapshot, and calls vmsnap_snapshot_clear()
  * @read: see vmsnap_disk_read()
  * @extents: see vmsnap_disk_extents()
@@ -165,12 +187,13 @@ struct VmsnapBackend {
     gboolean (*handles)(const char *source);
     VmsnapSnapshot *(*begin)(const VmsnapBeginOptions *options, GError **error);
     gboolean (*start)(VmsnapSnapshot *snapshot, GError **error);
-    gboolean (*end)(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
+    gboolean (*end)(VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, GError **error);
     gboolean (*recover)(VmsnapRecord *record, GError **error);
     void (*free)(VmsnapSnapshot *snapshot);
     void (*read)(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                  gpointer user_data);
-    void (*extents)(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done, gpointer user_data);
+    void (*extents)(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+                    VmsnapExtentsFunc done, gpointer user_data);
     gboolean (*scratch)(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes);
 };
 
@@ -194,12 +217,14 @@ gboolean vmsnap_snapshot_start(VmsnapSnapshot *snapshot, GError **error);
 /**
  * vmsnap_snapshot_end:
  * @aborted: whether somebody stopped it before the reader was done
+ * @commit: whether its checkpoint is to stay, if the snapshot is whole: what was copied is safe, and the next backup
+ * may rest on it. Otherwise the checkpoint is deleted
  *
  * Ends the snapshot and notes its outcome in the record. Reads in flight and later ones fail with -EIO; when this
- * returns their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, or if the
- * machine could not be left as it was: the message then says what remains.
+ * returns their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, if its
+ * checkpoint could not be committed, or if the machine could not be left as it was: the message then says what remains.
  */
-gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, GError **error);
+gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, GError **error);
 
 /**
  * vmsnap_snapshot_recover:
@@ -261,11 +286,11 @@ void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t of
  * vmsnap_disk_extents:
  * @length: more than 0 and at most 2 GiB; the range must lie inside the disk
  *
- * Asks of what kind the bytes of a range are. The answer may cover less than was asked for, never more. Does not
- * block. Any thread.
+ * Asks of what kind the bytes of a range are, as far as @question goes. The answer may cover less than was asked for,
+ * never more. Does not block. Any thread.
  */
-void vmsnap_disk_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
-                         gpointer user_data);
+void vmsnap_disk_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+                         VmsnapExtentsFunc done, gpointer user_data);
 
 /**
  * vmsnap_disk_get_scratch:

@@ -29,6 +29,8 @@ typedef struct {
     gboolean job;      /* it may run: TRUE from just before begin until it is known to be gone */
     gboolean frozen;   /* filesystems in the guest may be frozen by us */
     gboolean resume;   /* the guest was not paused by an I/O error before, so that it may be resumed if it is */
+    char *checkpoint;  /* that may exist and is not settled: neither committed nor deleted */
+    char *commit;      /* the description that commits it; NULL: it is to be deleted */
     char *outcome;     /* NULL until the end */
     char *reason;      /* of an outcome that is not well */
 } VmsnapRecord;
@@ -37,6 +39,11 @@ typedef struct {
 #define VMSNAP_OUTCOME_ABORTED "aborted"
 #define VMSNAP_OUTCOME_BROKEN "broken"     /* the snapshot was lost */
 #define VMSNAP_OUTCOME_LEFTOVER "leftover" /* the snapshot was whole, but something could not be removed */
+
+/** Returns: whether there is something in the machine, or may be, that has to be undone or settled. */
+static inline gboolean vmsnap_record_has_left(const VmsnapRecord *record) {
+    return record->job || record->frozen || record->checkpoint;
+}
 
 VmsnapRecord *vmsnap_record_new(void);
 void vmsnap_record_free(VmsnapRecord *record);

@@ -12,6 +12,7 @@
 typedef struct {
     VmsnapDisk base;
     GArray *extents; /* of VmsnapExtent, owned */
+    GArray *changes; /* the same, or NULL */
     uint64_t seed;
     uint64_t scratch_used_bytes; /* both 0 where it has none */
     uint64_t scratch_left_bytes;
@@ -19,7 +20,8 @@ typedef struct {
 
 typedef struct {
     MemoryDisk *disk;
-    uint8_t *buffer; /* NULL in a question for extents */
+    const GArray *extents; /* NULL in a read */
+    uint8_t *buffer;       /* NULL in a question for extents */
     uint64_t length;
     uint64_t offset;
     VmsnapDoneFunc read_done;
@@ -78,7 +80,7 @@ static void answer_extents(const Call *call, const MemoryFaults *faults) {
     if (faults->say_nothing)
         left = 0;
     do {
-        VmsnapExtentKind kind = extents_find(call->disk->extents, offset, &run);
+        VmsnapExtentKind kind = extents_find(call->extents, offset, &run);
         run = MIN(run, left);
         extents_append(answer, kind, run);
         offset += run;
@@ -168,16 +170,22 @@ static void memory_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t 
     submit(call);
 }
 
-static void memory_extents(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapExtentsFunc done,
-                           gpointer user_data) {
+static void memory_extents(VmsnapDisk *base, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+                           VmsnapExtentsFunc done, gpointer user_data) {
+    MemoryDisk *disk = (MemoryDisk *)base;
     Call *call = g_new0(Call, 1);
-    *call = (Call){
-        .disk = (MemoryDisk *)disk, .length = length, .offset = offset, .extents_done = done, .user_data = user_data};
+    *call = (Call){.disk = disk,
+                   .extents = question == VMSNAP_EXTENTS_OF_CHANGES ? disk->changes : disk->extents,
+                   .length = length,
+                   .offset = offset,
+                   .extents_done = done,
+                   .user_data = user_data};
     submit(call);
 }
 
-static gboolean memory_end(VmsnapSnapshot *base, gboolean aborted, GError **error) {
+static gboolean memory_end(VmsnapSnapshot *base, gboolean aborted, gboolean commit, GError **error) {
     (void)aborted;
+    (void)commit;
     (void)error;
     MemorySnapshot *snapshot = (MemorySnapshot *)base;
     g_mutex_lock(&snapshot->lock);
@@ -191,8 +199,11 @@ static gboolean memory_end(VmsnapSnapshot *base, gboolean aborted, GError **erro
 
 static void memory_free(VmsnapSnapshot *base) {
     MemorySnapshot *snapshot = (MemorySnapshot *)base;
-    for (guint i = 0; i < base->disks->len; i++)
-        g_array_unref(((MemoryDisk *)g_ptr_array_index(base->disks, i))->extents);
+    for (guint i = 0; i < base->disks->len; i++) {
+        MemoryDisk *disk = g_ptr_array_index(base->disks, i);
+        g_array_unref(disk->extents);
+        g_clear_pointer(&disk->changes, g_array_unref);
+    }
     vmsnap_snapshot_clear(base);
     g_ptr_array_unref(snapshot->calls);
     g_rand_free(snapshot->random);
@@ -254,6 +265,12 @@ VmsnapDisk *memory_snapshot_add_disk(VmsnapSnapshot *snapshot, const char *name,
     return &disk->base;
 }
 
+void memory_disk_set_changes(VmsnapDisk *base, const char *since, GArray *changes) {
+    MemoryDisk *disk = (MemoryDisk *)base;
+    base->since = g_strdup(since);
+    disk->changes = changes;
+}
+
 void memory_snapshot_hold(VmsnapSnapshot *base) {
     MemorySnapshot *snapshot = (MemorySnapshot *)base;
     g_mutex_lock(&snapshot->lock);
@@ -286,6 +303,6 @@ void memory_snapshot_wait_idle(VmsnapSnapshot *base) {
 }
 
 void memory_snapshot_end(VmsnapSnapshot *snapshot) {
-    g_assert_true(vmsnap_snapshot_end(snapshot, FALSE, NULL));
+    g_assert_true(vmsnap_snapshot_end(snapshot, FALSE, FALSE, NULL));
     g_assert_cmpuint(memory_snapshot_count(snapshot).outstanding, ==, 0);
 }

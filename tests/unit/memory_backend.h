@@ -33,6 +33,13 @@ VmsnapSnapshot *memory_snapshot_new(const MemoryFaults *faults);
 /** @extents: (transfer full) (element-type VmsnapExtent): the disk; its size is their sum */
 VmsnapDisk *memory_snapshot_add_disk(VmsnapSnapshot *snapshot, const char *name, GArray *extents);
 
+/**
+ * memory_disk_set_changes:
+ * @since: the name of a checkpoint
+ * @changes: (transfer full) (element-type VmsnapExtent): what has changed since, dirty and clean, of the whole disk
+ */
+void memory_disk_set_changes(VmsnapDisk *disk, const char *since, GArray *changes);
+
 /** Answers wait from now on, until memory_snapshot_release(). */
 void memory_snapshot_hold(VmsnapSnapshot *snapshot);
 void memory_snapshot_release(VmsnapSnapshot *snapshot);

@@ -25,7 +25,7 @@ void naive_fixture_init(NaiveFixture *fixture, VmsnapSnapshot *snapshot, const V
     g_assert_no_error(error);
     const VmsnapNode *root = vmsnap_tree_get(fixture->view->tree, VMSNAP_TREE_ROOT_ID);
     for (guint i = 0; i < snapshot->disks->len && (i == 0 || !format->format->one_file); i++) {
-        g_autofree char *name = vmsnap_format_name_file(format->format, g_ptr_array_index(snapshot->disks, i));
+        g_autofree char *name = vmsnap_format_name_file(format, g_ptr_array_index(snapshot->disks, i));
         g_ptr_array_add(fixture->layouts, vmsnap_tree_lookup(root, name)->layout);
     }
 }

@@ -77,8 +77,8 @@ void client_open_within(Client *client, const char *socket, guint max_connection
     gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
     do {
         g_clear_error(&error);
-        client->pool =
-            vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", max_connections, timeout_ms, &error);
+        client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", NULL, max_connections,
+                                           timeout_ms, &error);
     } while (!client->pool && g_get_monotonic_time() < deadline_us);
     g_assert_no_error(error);
     g_assert_nonnull(client->pool);
@@ -149,7 +149,7 @@ void call_read(Call *call, Client *client, uint64_t offset, size_t length) {
 void call_extents(Call *call, Client *client, uint64_t offset, size_t length) {
     call_init(call, client, offset, length);
     call->extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
-    vmsnap_nbd_pool_extents(client->pool, offset, length, extents_done, call);
+    vmsnap_nbd_pool_extents(client->pool, VMSNAP_EXTENTS_OF_CONTENT, offset, length, extents_done, call);
 }
 
 void call_clear(Call *call) {

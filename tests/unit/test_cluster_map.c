@@ -49,7 +49,7 @@ static void fixture_init(Fixture *fixture, GArray *extents, uint64_t cluster_byt
         fixture->size += g_array_index(extents, VmsnapExtent, i).length_bytes;
     fixture->n_clusters = (fixture->size + cluster_bytes - 1) / cluster_bytes;
     fixture->map = extent_map_new(extents, fixture->size);
-    fixture->clusters = vmsnap_cluster_map_new(fixture->map, cluster_bytes);
+    fixture->clusters = vmsnap_cluster_map_new(fixture->map, NULL, cluster_bytes);
 }
 
 static void fixture_clear(Fixture *fixture) {
@@ -82,7 +82,8 @@ static void check_run(const Fixture *fixture, const VmsnapClusterRun *run) {
     g_assert_cmpuint(run->length, >, 0);
     g_assert_cmpuint(run->first + run->length, <=, fixture->n_clusters);
     g_assert_cmpuint(run->rank, ==, naive_rank(fixture, run->first));
-    g_assert_cmpuint(naive_rank(fixture, run->first + run->length) - run->rank, ==, run->is_data ? run->length : 0);
+    g_assert_cmpuint(naive_rank(fixture, run->first + run->length) - run->rank, ==,
+                     run->kind == VMSNAP_CLUSTER_DATA ? run->length : 0);
 }
 
 static void check_find(const Fixture *fixture, uint64_t cluster) {
@@ -96,7 +97,7 @@ static void check_find(const Fixture *fixture, uint64_t cluster) {
 static void check_select(const Fixture *fixture, uint64_t rank) {
     VmsnapClusterRun run;
     vmsnap_cluster_map_select(fixture->clusters, rank, &run);
-    g_assert_true(run.is_data);
+    g_assert_true(run.kind == VMSNAP_CLUSTER_DATA);
     g_assert_cmpuint(run.rank, ==, rank);
     check_run(fixture, &run);
 }
@@ -260,12 +261,12 @@ static void test_a_fragmented_disk_takes_little(void) {
     }
     gint64 start_us = (gint64)clock();
     for (uint64_t cluster_bytes = 512; cluster_bytes <= GIB(4); cluster_bytes <<= 5) {
-        VmsnapClusterMap *clusters = vmsnap_cluster_map_new(map, cluster_bytes);
+        VmsnapClusterMap *clusters = vmsnap_cluster_map_new(map, NULL, cluster_bytes);
         for (int i = 0; i < 1000; i++) {
             uint64_t rank = random_below(vmsnap_cluster_map_get_data_count(clusters));
             VmsnapClusterRun run;
             vmsnap_cluster_map_select(clusters, rank, &run);
-            g_assert_true(run.is_data);
+            g_assert_true(run.kind == VMSNAP_CLUSTER_DATA);
             g_assert_cmpuint(run.rank, ==, rank);
             g_assert_cmpuint(vmsnap_cluster_map_rank(clusters, run.first), ==, rank);
             g_assert_cmpuint(vmsnap_cluster_map_rank(clusters, run.first + run.length), ==, rank + run.length);

@@ -417,9 +417,30 @@ static char *evaluate(const char *xml, const char *expression) {
         g_assert_cmpstr(value, ==, expected);                                                                          \
     } while (0)
 
+static void disk_free(gpointer data) {
+    VmsnapDisk *disk = data;
+    g_free(disk->name);
+    g_free(disk->since);
+    g_free(disk);
+}
+
+/* Returns: (transfer full): the disks of a snapshot of what was chosen. */
+static GPtrArray *disks_of(const Choice *choice) {
+    GPtrArray *disks = g_ptr_array_new_with_free_func(disk_free);
+    for (guint i = 0; i < choice->selected->len; i++) {
+        const VmsnapDomainDisk *source = g_ptr_array_index(choice->selected, i);
+        VmsnapDisk *disk = g_new0(VmsnapDisk, 1);
+        disk->name = g_strdup(source->target);
+        g_ptr_array_add(disks, disk);
+    }
+    return disks;
+}
+
 static void test_the_backup_names_every_disk(void) {
     Choice choice = choose(DISKS(FILE_DISK("vda") CDROM FILE_DISK("vdb") FILE_DISK("vdc")), NULL, "vdb");
-    g_autofree char *xml = vmsnap_domain_build_backup_xml(choice.domain, choice.selected, "/run/nbd.sock", "/scratch");
+    g_autoptr(GPtrArray) disks = disks_of(&choice);
+    ((VmsnapDisk *)g_ptr_array_index(disks, 1))->since = g_strdup("c<1>");
+    g_autofree char *xml = vmsnap_domain_build_backup_xml(choice.domain, disks, "/run/nbd.sock", "/scratch");
     CHECK_XPATH(xml, "/domainbackup/@mode", "pull");
     CHECK_XPATH(xml, "/domainbackup/server/@transport", "unix");
     CHECK_XPATH(xml, "/domainbackup/server/@socket", "/run/nbd.sock");
@@ -430,6 +451,10 @@ static void test_the_backup_names_every_disk(void) {
     CHECK_XPATH(xml, "//disk[@name='vda']/@exportname", "vda");
     CHECK_XPATH(xml, "//disk[@name='vda']/driver/@type", "qcow2");
     CHECK_XPATH(xml, "//disk[@name='vdc']/scratch/@file", "/scratch/vdc.qcow2");
+    CHECK_XPATH(xml, "count(//disk[@name='vda']/@incremental)", "0");
+    CHECK_XPATH(xml, "//disk[@name='vdc']/@incremental", "c<1>");
+    CHECK_XPATH(xml, "//disk[@name='vdc']/@backupmode", "incremental");
+    CHECK_XPATH(xml, "//disk[@name='vdc']/@exportbitmap", "backup-vdc");
     CHECK_XPATH(xml, "//disk[@name='vdb']/@backup", "no");
     CHECK_XPATH(xml, "//disk[@name='sda']/@backup", "no");
     choice_clear(&choice);
@@ -452,7 +477,8 @@ static void test_the_backup_keeps_odd_names_and_paths(void) {
         g_autofree char *socket = g_strconcat("/run/", odd[i], "/nbd.sock", NULL);
         g_autofree char *scratch = g_strconcat("/scratch/", odd[i], NULL);
         Choice choice = choose(domain_xml, NULL, NULL);
-        g_autofree char *xml = vmsnap_domain_build_backup_xml(choice.domain, choice.selected, socket, scratch);
+        g_autoptr(GPtrArray) disks = disks_of(&choice);
+        g_autofree char *xml = vmsnap_domain_build_backup_xml(choice.domain, disks, socket, scratch);
         g_autofree char *scratch_path = vmsnap_domain_scratch_path(scratch, odd[i]);
         g_autofree char *parsed_socket = vmsnap_domain_parse_backup_socket(xml);
         CHECK_XPATH(xml, "count(//disk)", "1");

@@ -56,7 +56,7 @@ static void fixture_init(Fixture *fixture, GArray *extents) {
 static void fixture_scan(Fixture *fixture) {
     Latch complete;
     latch_init(&complete);
-    vmsnap_scan_start(fixture->view->scan);
+    vmsnap_scan_start(fixture->view->scan, NULL);
     vmsnap_scan_wait(fixture->view->scan, G_MAXINT64, latch_count, &complete);
     latch_wait(&complete, 1);
     latch_clear(&complete);

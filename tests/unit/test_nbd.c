@@ -530,7 +530,7 @@ static void check_no_pool_within(unsigned timeout_ms, const char *socket, const 
     VmsnapSnapshot snapshot = {0};
     vmsnap_snapshot_init(&snapshot, NULL);
     VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
-    g_assert_null(vmsnap_nbd_pool_new(threads, &snapshot, socket, export_name, 2, timeout_ms, &error));
+    g_assert_null(vmsnap_nbd_pool_new(threads, &snapshot, socket, export_name, NULL, 2, timeout_ms, &error));
     vmsnap_io_threads_free(threads);
     vmsnap_snapshot_clear(&snapshot);
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);

@@ -255,7 +255,7 @@ static void client_open(Client *client, Habit habit, unsigned timeout_ms) {
     vmsnap_snapshot_init(&client->snapshot, NULL);
     client->threads = vmsnap_io_threads_new(1);
     client->pool =
-        vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", 1, timeout_ms, &error);
+        vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", NULL, 1, timeout_ms, &error);
     g_assert_no_error(error);
     g_assert_true(vmsnap_io_threads_start(client->threads, NULL));
 }
@@ -314,7 +314,7 @@ static Question ask(Habit habit) {
     Question question = {0};
     client_open(&client, habit, TIMEOUT_MS);
     latch_init(&question.called);
-    vmsnap_nbd_pool_extents(client.pool, 0, DISK_BYTES, question_done, &question);
+    vmsnap_nbd_pool_extents(client.pool, VMSNAP_EXTENTS_OF_CONTENT, 0, DISK_BYTES, question_done, &question);
     latch_wait(&question.called, 1);
     client_clear(&client);
     latch_clear(&question.called);

@@ -435,7 +435,7 @@ static void test_threads_may_read_at_once(void) {
     }
     for (int i = 0; i < N_THREADS; i++)
         threads[i] = g_thread_new("reader", read_many, &readers[i]);
-    vmsnap_scan_start(fixture.view->scan);
+    vmsnap_scan_start(fixture.view->scan, NULL);
     for (int i = 0; i < N_THREADS; i++)
         (void)g_thread_join(threads[i]);
     fixture_clear(&fixture);

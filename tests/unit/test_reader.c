@@ -70,7 +70,7 @@ static void fixture_clear(Fixture *fixture) {
 
 /* Asks for all extents, so that nothing but reads is left to be counted. */
 static void fixture_scan(Fixture *fixture) {
-    vmsnap_scan_start(fixture->view->scan);
+    vmsnap_scan_start(fixture->view->scan, NULL);
     memory_snapshot_wait_idle(fixture->snapshot);
     g_assert_true(vmsnap_scan_is_complete(fixture->view->scan));
 }

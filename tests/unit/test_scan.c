@@ -19,7 +19,7 @@ typedef struct {
 static void fixture_init(Fixture *fixture, const MemoryFaults *faults, GArray *extents) {
     fixture->snapshot = memory_snapshot_new(faults);
     fixture->disk = memory_snapshot_add_disk(fixture->snapshot, "vda", extents);
-    fixture->scan = vmsnap_scan_new(fixture->disk, MEMORY_BYTES);
+    fixture->scan = vmsnap_scan_new(fixture->disk, VMSNAP_EXTENTS_OF_CONTENT, MEMORY_BYTES);
     latch_init(&fixture->called);
 }
 
@@ -69,7 +69,7 @@ static void test_nothing_is_asked_before_somebody_wants_it(void) {
 static void test_background_fills_in_the_whole_map(void) {
     Fixture fixture;
     fixture_init(&fixture, NULL, several_windows());
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     wait_for_all(&fixture, G_MAXINT64);
     latch_wait(&fixture.called, 1);
     check_map(&fixture);
@@ -130,7 +130,7 @@ static void test_demand_joins_the_background(void) {
     Fixture fixture;
     fixture_init(&fixture, NULL, several_windows());
     memory_snapshot_hold(fixture.snapshot);
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     resolve(&fixture, 0);
     unsigned questions = memory_snapshot_count(fixture.snapshot).questions;
     resolve(&fixture, 3 * WINDOW_BYTES);
@@ -168,7 +168,7 @@ static void test_everybody_is_called_once_whatever_runs_beside(void) {
                 resolvers[i].offsets[n] = random_below(fixture.disk->size_bytes);
             threads[i] = g_thread_new("resolver", resolve_many, &resolvers[i]);
         }
-        vmsnap_scan_start(fixture.scan);
+        vmsnap_scan_start(fixture.scan, NULL);
         for (int i = 0; i < N_JOINERS; i++)
             (void)g_thread_join(threads[i]);
         wait_for_all(&fixture, G_MAXINT64);
@@ -183,7 +183,7 @@ static void test_short_answers_are_continued(void) {
     const MemoryFaults short_answers = {.max_answer_bytes = (1 << 20) + random_below(WINDOW_BYTES / 10)};
     Fixture fixture;
     fixture_init(&fixture, &short_answers, extents_random(WINDOW_BYTES + 4097, 256 << 20));
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     wait_for_all(&fixture, G_MAXINT64);
     latch_wait(&fixture.called, 1);
     check_map(&fixture);
@@ -242,7 +242,7 @@ static void test_background_gives_up_after_a_failure_and_demand_does_not(void) {
         const MemoryFaults faults = {.fail_call = 1, .fail_rest = TRUE, .fail_at_once = at_once};
         Fixture fixture;
         fixture_init(&fixture, &faults, extents_alternate(50 * WINDOW_BYTES, 1 << 30));
-        vmsnap_scan_start(fixture.scan);
+        vmsnap_scan_start(fixture.scan, NULL);
         wait_for_all(&fixture, G_MAXINT64);
         latch_wait(&fixture.called, 1);
         g_assert_false(vmsnap_scan_is_complete(fixture.scan));
@@ -265,7 +265,7 @@ static void test_any_one_failure_calls_everybody_once(void) {
                 .fail_call = fail_call, .fail_at_once = at_once, .max_answer_bytes = WINDOW_BYTES / 4};
             Fixture fixture;
             fixture_init(&fixture, &faults, several_windows());
-            vmsnap_scan_start(fixture.scan);
+            vmsnap_scan_start(fixture.scan, NULL);
             for (uint64_t i = 0; i < 4; i++)
                 resolve(&fixture, i * WINDOW_BYTES);
             wait_for_all(&fixture, G_MAXINT64);
@@ -291,7 +291,7 @@ static void test_wait_before_the_deadline_waits_for_the_whole_map(void) {
     fixture_init(&fixture, NULL, several_windows());
     memory_snapshot_hold(fixture.snapshot);
     resolve(&fixture, 0);
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     wait_for_all(&fixture, G_MAXINT64);
     g_assert_cmpuint(latch_get(&fixture.called), ==, 0);
     memory_snapshot_release(fixture.snapshot);
@@ -310,7 +310,7 @@ static void test_the_first_answer_after_the_deadline_ends_the_wait(void) {
     static const MemoryFaults slow = {.max_delay_us = 20000};
     Fixture fixture;
     fixture_init(&fixture, &slow, extents_random(50 * WINDOW_BYTES, WINDOW_BYTES));
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     vmsnap_scan_wait(fixture.scan, g_get_monotonic_time() - 1, waited, &fixture);
     latch_wait(&fixture.called, 1);
     fixture_clear(&fixture, 1);
@@ -321,7 +321,7 @@ static void test_a_short_answer_after_the_deadline_ends_the_wait(void) {
     static const MemoryFaults short_answers = {.max_delay_us = 20000, .max_answer_bytes = WINDOW_BYTES / 50};
     Fixture fixture;
     fixture_init(&fixture, &short_answers, extents_random(WINDOW_BYTES, WINDOW_BYTES));
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     vmsnap_scan_wait(fixture.scan, g_get_monotonic_time() - 1, waited, &fixture);
     latch_wait(&fixture.called, 1);
     fixture_clear(&fixture, 1);
@@ -332,7 +332,7 @@ static void test_a_sparse_16_tib_disk_is_scanned_with_one_question_a_window(void
     GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
     extents_append(extents, VMSNAP_EXTENT_ZERO, UINT64_C(16) << 40);
     fixture_init(&fixture, NULL, extents);
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     wait_for_all(&fixture, G_MAXINT64);
     latch_wait(&fixture.called, 1);
     g_assert_true(vmsnap_scan_is_complete(fixture.scan));
@@ -345,7 +345,7 @@ static void test_the_end_of_the_snapshot_answers_all_who_wait(void) {
     Fixture fixture;
     fixture_init(&fixture, NULL, several_windows());
     memory_snapshot_hold(fixture.snapshot);
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     for (uint64_t i = 0; i < 4; i++)
         resolve(&fixture, i * WINDOW_BYTES);
     wait_for_all(&fixture, G_MAXINT64);
@@ -356,7 +356,7 @@ static void test_a_lost_snapshot_answers_at_once(void) {
     Fixture fixture;
     fixture_init(&fixture, NULL, several_windows());
     vmsnap_snapshot_break(fixture.snapshot, "the test says so");
-    vmsnap_scan_start(fixture.scan);
+    vmsnap_scan_start(fixture.scan, NULL);
     for (uint64_t i = 0; i < 4; i++)
         resolve(&fixture, i * WINDOW_BYTES);
     g_assert_cmpuint(latch_get(&fixture.called), ==, 4);

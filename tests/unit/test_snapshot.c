@@ -42,7 +42,7 @@ static int read_error(VmsnapDisk *disk, void *buffer, size_t length, uint64_t of
 static int extents_error(VmsnapDisk *disk, uint64_t offset, uint64_t length) {
     Answer answer = {0};
     latch_init(&answer.called);
-    vmsnap_disk_extents(disk, offset, length, extents_done, &answer);
+    vmsnap_disk_extents(disk, VMSNAP_EXTENTS_OF_CONTENT, offset, length, extents_done, &answer);
     latch_wait(&answer.called, 1);
     latch_clear(&answer.called);
     g_assert_true((answer.error == 0) == (answer.n_extents > 0));

@@ -325,7 +325,7 @@ static JsonObject *parse(JsonParser *parser, const char *text, gssize length) {
 static void test_the_manifest_has_what_the_design_promises(void) {
     Fixture fixture;
     fixture_init(&fixture);
-    g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.snapshot, &vmsnap_format_raw);
+    g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.view);
     g_autoptr(JsonParser) parser = json_parser_new();
     gsize length;
     const char *text = g_bytes_get_data(manifest, &length);
@@ -370,7 +370,9 @@ static void test_the_manifest_names_the_files_of_each_format(void) {
     Fixture fixture;
     fixture_init(&fixture);
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
-        g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.snapshot, cases[i].format);
+        VmsnapView view = *fixture.view;
+        view.format.format = cases[i].format;
+        g_autoptr(GBytes) manifest = vmsnap_manifest_build(&view);
         g_autoptr(JsonParser) parser = json_parser_new();
         gsize length;
         const char *text = g_bytes_get_data(manifest, &length);
