@@ -168,8 +168,7 @@ char *vmsnap_checkpoint_build_xml(const char *name, const char *description, con
     g_string_append(xml, "  <disks>\n");
     for (guint i = 0; i < domain->disks->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
-        gboolean tracked =
-            vmsnap_domain_disk_keeps_track(disk) && g_ptr_array_find((GPtrArray *)selected, disk, NULL);
+        gboolean tracked = vmsnap_domain_disk_keeps_track(disk) && g_ptr_array_find((GPtrArray *)selected, disk, NULL);
         g_string_append(xml, "    <disk");
         vmsnap_xml_append_attribute(xml, "name", disk->target);
         vmsnap_xml_append_attribute(xml, "checkpoint", tracked ? "bitmap" : "no");

@@ -87,12 +87,13 @@ static gboolean disk_plan(const VmsnapBeginOptions *options, const GPtrArray *ch
     }
     if (!options->since && !options->incremental)
         return TRUE;
-    const VmsnapCheckpoint *since = options->since ? find_checkpoint(checkpoints, options->since)
-                                                   : find_newest(checkpoints, source->target);
+    const VmsnapCheckpoint *since =
+        options->since ? find_checkpoint(checkpoints, options->since) : find_newest(checkpoints, source->target);
     const VmsnapCheckpointDisk *before = since ? vmsnap_checkpoint_find_disk(since, source->target) : NULL;
     if (!before)
-        return disk_lacks(options, disk, options->since ? "it does not track this disk"
-                                                        : "no committed checkpoint of vmsnap's tracks it", error);
+        return disk_lacks(
+            options, disk,
+            options->since ? "it does not track this disk" : "no committed checkpoint of vmsnap's tracks it", error);
     disk->since = g_strdup(since->name);
     disk->since_size_bytes = before->size_bytes;
     disk->since_modified_ns = before->modified_ns;
@@ -156,9 +157,9 @@ gboolean vmsnap_increment_check_sizes(const VmsnapBeginOptions *options, VmsnapS
         VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, i);
         if (!disk->since || disk->since_size_bytes == 0 || disk->since_size_bytes == disk->size_bytes)
             continue;
-        g_autofree char *reason = g_strdup_printf(
-            "it was resized since checkpoint '%s', from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT " bytes",
-            disk->since, disk->since_size_bytes, disk->size_bytes);
+        g_autofree char *reason = g_strdup_printf("it was resized since checkpoint '%s', from %" G_GUINT64_FORMAT
+                                                  " to %" G_GUINT64_FORMAT " bytes",
+                                                  disk->since, disk->since_size_bytes, disk->size_bytes);
         if (!disk_lacks(options, disk, reason, error))
             return FALSE;
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Which disks of a snapshot are incremental, from which checkpoint, and which new one there is to be. Pure: what there is
- * in the machine is given. Where checkpoints are named, all disks must fit; where it is left to vmsnap, a disk that does
- * not is full, and says why.
+ * Which disks of a snapshot are incremental, from which checkpoint, and which new one there is to be. Pure: what there
+ * is in the machine is given. Where checkpoints are named, all disks must fit; where it is left to vmsnap, a disk that
+ * does not is full, and says why.
  */
 #pragma once
 
@@ -31,6 +31,7 @@ gboolean vmsnap_increment_drop(VmsnapSnapshot *snapshot, const char *message);
  * vmsnap_increment_check_sizes:
  *
  * Compares the disks, whose sizes are known by now, with what they were at the checkpoint: of one that was resized,
- * nobody tells what has changed behind its old end. Returns: FALSE with @error set if there is one that must not be full.
+ * nobody tells what has changed behind its old end. Returns: FALSE with @error set if there is one that must not be
+ * full.
  */
 gboolean vmsnap_increment_check_sizes(const VmsnapBeginOptions *options, VmsnapSnapshot *snapshot, GError **error);

@@ -314,7 +314,8 @@ static void snapshot_add_disks(VmsnapLibvirtSnapshot *snapshot, const GPtrArray 
     }
 }
 
-static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
+static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
+                                    GError **error) {
     snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
     for (guint i = 0; i < snapshot->base.disks->len; i++) {
         VmsnapLibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);

@@ -13,8 +13,8 @@
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(virDomainCheckpoint, virDomainCheckpointFree)
 
 static gboolean set_checkpoint_error(GError **error, const char *verb, const char *name) {
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to %s checkpoint '%s': %s; see 'virsh checkpoint-list'",
-                verb, name, virGetLastErrorMessage());
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to %s checkpoint '%s': %s; see 'virsh checkpoint-list'", verb, name, virGetLastErrorMessage());
     return FALSE;
 }
 
@@ -71,7 +71,8 @@ static gboolean checkpoint_find(virDomainPtr domain, const char *name, const cha
     return TRUE;
 }
 
-/* A crash of QEMU loses bitmaps that were never stored: then libvirt finds none to delete, and only its notes are left. */
+/* A crash of QEMU loses bitmaps that were never stored: then libvirt finds none to delete, and only its notes are left.
+ */
 static gboolean checkpoint_delete(virDomainPtr domain, const char *name, const char *snapshot, GError **error) {
     g_autoptr(virDomainCheckpoint) checkpoint = NULL;
     if (!checkpoint_find(domain, name, snapshot, &checkpoint, error))

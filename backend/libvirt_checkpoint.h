@@ -13,7 +13,8 @@
 
 #include <libvirt/libvirt.h>
 
-/** Returns: (transfer full) (element-type VmsnapCheckpoint): those of a domain, the oldest first; or NULL with @error set. */
+/** Returns: (transfer full) (element-type VmsnapCheckpoint): those of a domain, the oldest first; or NULL with @error
+ * set. */
 GPtrArray *vmsnap_libvirt_list_checkpoints(virDomainPtr domain, GError **error);
 
 /** Deletes what earlier mounts could not: the caller's must be the only one. */
@@ -33,8 +34,8 @@ typedef struct {
 /**
  * vmsnap_libvirt_settle_checkpoint:
  *
- * While libvirt is away, it is tried again until the timeout. Returns: FALSE with @error set if it was not done; if it is
- * to be deleted, then it may still be there.
+ * While libvirt is away, it is tried again until the timeout. Returns: FALSE with @error set if it was not done; if it
+ * is to be deleted, then it may still be there.
  */
 gboolean vmsnap_libvirt_settle_checkpoint(const VmsnapUnsettled *unsettled, GError **error);
 

@@ -28,8 +28,7 @@ static uint64_t look_up(const VmsnapDiskView *view, uint64_t offset, RangeKind *
     const VmsnapExtentMap *changes = vmsnap_disk_view_get_changes(view);
     VmsnapExtentKind change = VMSNAP_EXTENT_DIRTY, content = VMSNAP_EXTENT_DATA;
     uint64_t change_bytes = UINT64_MAX, content_bytes;
-    if (changes && vmsnap_extent_map_lookup(changes, offset, &change, &change_bytes) &&
-        change == VMSNAP_EXTENT_CLEAN) {
+    if (changes && vmsnap_extent_map_lookup(changes, offset, &change, &change_bytes) && change == VMSNAP_EXTENT_CLEAN) {
         *ret_kind = RANGE_SAME;
         return change_bytes;
     }

@@ -10,7 +10,8 @@
 /** Returns: how many bytes are data, and not the same as before. Exact when the maps are complete. Any thread. */
 uint64_t vmsnap_block_map_count_data(const VmsnapDiskView *view);
 
-/** Returns: (transfer full): lines of text, "START LENGTH data|zero|same"; what is not known yet is data. Any thread. */
+/** Returns: (transfer full): lines of text, "START LENGTH data|zero|same"; what is not known yet is data. Any thread.
+ */
 char *vmsnap_block_map_build_lines(const VmsnapDiskView *view);
 
 /** Returns: (transfer full): the same as JSON, a list of objects with "start", "length" and "type". Any thread. */

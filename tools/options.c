@@ -507,7 +507,6 @@ void vmsnap_options_free(VmsnapOptions *options) {
 
 /* Options that make no sense together are more likely a mistake than meant. */
 static gboolean check_together(const VmsnapOptions *options, GError **error) {
-    const char *format = options->format.format->name;
     gboolean is_qcow2 = options->format.format == &vmsnap_format_qcow2;
     gboolean is_raw = options->format.format == &vmsnap_format_raw;
     gboolean counts_changes = options->incremental || options->since;
@@ -519,7 +518,7 @@ static gboolean check_together(const VmsnapOptions *options, GError **error) {
         const char *reason;
     } rules[] = {
         {options->has_cluster_size && !is_qcow2, "cluster_size",
-         "other formats have no clusters to choose; use "
+         "only format=qcow2 has clusters to choose; use "
          "format=qcow2"},
         {options->incremental && options->checkpoint, "checkpoint",
          "incremental names its checkpoints itself; use "
@@ -548,8 +547,7 @@ static gboolean check_together(const VmsnapOptions *options, GError **error) {
     };
     for (size_t i = 0; i < G_N_ELEMENTS(rules); i++)
         if (rules[i].is_wrong)
-            return usage_error(error, "failed to use option '%s' with format=%s: %s", rules[i].option, format,
-                               rules[i].reason);
+            return usage_error(error, "failed to use option '%s': %s", rules[i].option, rules[i].reason);
     return TRUE;
 }
 

@@ -159,9 +159,9 @@ static void test_clusters_have_a_power_of_two_from_512_to_2m(void) {
 
 /* Whoever chooses clusters means qcow2, and would have had something else. */
 static void test_only_qcow2_has_clusters_to_choose(void) {
-    check_refused("cluster_size=64K", "format=raw has no clusters to choose; use format=qcow2");
-    check_refused("cluster_size=64K,format=raw", "format=raw");
-    check_refused("format=vma,cluster_size=64K", "format=vma");
+    check_refused("cluster_size=64K", "only format=qcow2 has clusters to choose");
+    check_refused("cluster_size=64K,format=raw", "'cluster_size'");
+    check_refused("format=vma,cluster_size=64K", "'cluster_size'");
     check_refused("format=qcow2,cluster_size=64K,format=vma", "format=vma");
     g_autoptr(GError) error = NULL;
     g_assert_null(parse(&error, "vm1", "/mnt", "-o", "cluster_size=1M", "-o", "format=raw", NULL));

@@ -127,6 +127,7 @@ static void test_a_view_asks_nothing_before_it_starts(void) {
 static void test_a_machine_without_disks_has_its_other_files(void) {
     Fixture fixture = {.snapshot = memory_snapshot_new(NULL)};
     fixture.view = vmsnap_view_new(fixture.snapshot, &view_options);
+    fixture_start(&fixture);
     g_autofree char *status = vmsnap_status_build_json(fixture.view);
     g_autofree char *text = vmsnap_status_build_text(fixture.view);
     g_assert_nonnull(find(&fixture, NULL, "manifest.json"));
@@ -325,6 +326,7 @@ static JsonObject *parse(JsonParser *parser, const char *text, gssize length) {
 static void test_the_manifest_has_what_the_design_promises(void) {
     Fixture fixture;
     fixture_init(&fixture);
+    fixture_start(&fixture);
     g_autoptr(GBytes) manifest = vmsnap_manifest_build(fixture.view);
     g_autoptr(JsonParser) parser = json_parser_new();
     gsize length;
@@ -369,6 +371,7 @@ static void test_the_manifest_names_the_files_of_each_format(void) {
                  {&vmsnap_format_vma, {"vm1.vma", "vm1.vma"}}};
     Fixture fixture;
     fixture_init(&fixture);
+    fixture_start(&fixture);
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         VmsnapView view = *fixture.view;
         view.format.format = cases[i].format;
