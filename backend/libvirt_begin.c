@@ -267,6 +267,13 @@ static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const Vmsnap
     }
 }
 
+/* What earlier mounts could not delete costs a little, and nobody begins from it: no reason to have no backup. */
+static void snapshot_delete_uncommitted(VmsnapLibvirtSnapshot *snapshot) {
+    g_autoptr(GError) error = NULL;
+    if (!vmsnap_libvirt_delete_uncommitted(snapshot->domain, &error))
+        g_warning("%s", error->message);
+}
+
 /* Thaws whatever became of the job. */
 static gboolean snapshot_begin_quiesced(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
                                         const GPtrArray *selected, GError **error) {
@@ -347,20 +354,28 @@ static void snapshot_add_domain_files(VmsnapLibvirtSnapshot *snapshot) {
     }
 }
 
+/* All that is done before anything is made. */
+static gboolean snapshot_plan(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
+                              GPtrArray **ret_selected, GError **error) {
+    if (!snapshot_look_up(snapshot, options, error))
+        return FALSE;
+    *ret_selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
+    if (!*ret_selected)
+        return FALSE;
+    snapshot_add_disks(snapshot, *ret_selected);
+    return snapshot_plan_increment(snapshot, options, *ret_selected, error) && snapshot_check(snapshot, options, error);
+}
+
 VmsnapSnapshot *vmsnap_libvirt_begin(const VmsnapBeginOptions *options, GError **error) {
     VmsnapLibvirtSnapshot *snapshot = snapshot_new(options);
     g_autoptr(GPtrArray) selected = NULL;
-    gboolean begun = snapshot_look_up(snapshot, options, error);
-    if (begun)
-        selected = vmsnap_domain_select(snapshot->facts, options->disks, options->exclude, &snapshot->base, error);
-    if (selected)
-        snapshot_add_disks(snapshot, selected);
-    begun = selected && snapshot_plan_increment(snapshot, options, selected, error) &&
-            snapshot_check(snapshot, options, error) && snapshot_prepare(snapshot, options, error) &&
-            vmsnap_libvirt_delete_uncommitted(snapshot->domain, error) &&
-            snapshot_begin_quiesced(snapshot, options, selected, error) &&
-            snapshot_open_disks(snapshot, options, error);
-    if (!begun) {
+    gboolean prepared =
+        snapshot_plan(snapshot, options, &selected, error) && snapshot_prepare(snapshot, options, error);
+    /* The record is published: now there is no other mount whose checkpoint it could be. */
+    if (prepared)
+        snapshot_delete_uncommitted(snapshot);
+    if (!prepared || !snapshot_begin_quiesced(snapshot, options, selected, error) ||
+        !snapshot_open_disks(snapshot, options, error)) {
         g_autoptr(GError) release_error = NULL;
         if (!vmsnap_libvirt_release(snapshot, TRUE, FALSE, &release_error))
             vmsnap_error_append(error, release_error);

@@ -77,12 +77,14 @@ static gboolean checkpoint_delete(virDomainPtr domain, const char *name, const c
     g_autoptr(virDomainCheckpoint) checkpoint = NULL;
     if (!checkpoint_find(domain, name, snapshot, &checkpoint, error))
         return FALSE;
-    if (!checkpoint || virDomainCheckpointDelete(checkpoint, 0) == 0)
+    if (!checkpoint)
         return TRUE;
-    int code = virGetLastErrorCode();
-    if (code == VIR_ERR_INTERNAL_ERROR &&
-        virDomainCheckpointDelete(checkpoint, VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY) == 0)
+    if (virDomainCheckpointDelete(checkpoint, 0) == 0 ||
+        (virGetLastErrorCode() == VIR_ERR_INTERNAL_ERROR &&
+         virDomainCheckpointDelete(checkpoint, VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY) == 0)) {
+        g_message("checkpoint '%s' is deleted", name);
         return TRUE;
+    }
     if (virDomainIsActive(domain) != 0)
         return set_checkpoint_error(error, "delete", name);
     g_message("the checkpoint '%s' cannot be deleted while the guest is off: the next mount does it, and no backup "

@@ -130,7 +130,6 @@ static gboolean snapshot_settle_checkpoint(VmsnapLibvirtSnapshot *snapshot, gboo
     const VmsnapUnsettled unsettled = unsettled_of(record, snapshot->connection, failed ? 0 : deadline_us);
     if (!vmsnap_libvirt_settle_checkpoint(&unsettled, failed ? NULL : error))
         return FALSE;
-    g_message("the checkpoint '%s' was rolled back", record->checkpoint);
     record_clear_checkpoint(record);
     return !failed;
 }
