@@ -83,7 +83,26 @@ def main():
     if newest > at_end:
         sys.exit('demo: the copy is newer than the guest: this cannot be')
 
-    step('7. Restore it: boot the copy')
+    step('7. From day to day: only what has changed, in images that rest on one another')
+    chain = lib.make_directory('chain')
+    mount = Mount(vm)
+    user = User({vm.name: 'vm1', str(mount.point): '/mnt/snap', str(chain): '/chain'})
+    for _ in range(2):
+        vm.wait_written()
+        user.types('mount.vmsnap vm1 /mnt/snap -o incremental,format=qcow2')
+        user.types('rsync -a /mnt/snap/ /chain/')
+        user.types('umount /mnt/snap')
+    mount.assert_nothing_left()
+    user.types('cd /chain; ls -s vda.*.qcow2 vdb.*.qcow2')
+    for disk in ('vda', 'vdb'):
+        image = max(chain.glob(f'{disk}.*.qcow2'))
+        run('qemu-img', 'convert', '-O', 'raw', image, chain / f'{disk}.raw')
+    chained = lib.check_instant(chain / 'vda.raw', chain / 'vdb.raw')
+    say(f'the newest of them, with what they rest on, are one instant, too: both end with record {chained}')
+    if chained <= newest:
+        sys.exit('demo: an incremental backup is older than the full one before it: this cannot be')
+
+    step('8. Restore the first one: boot the copy')
     vm.destroy()
     say('by its domain.xml, in which only name, UUID and paths are changed')
     restored = Vm.restore(copy).start()
