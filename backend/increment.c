@@ -152,6 +152,15 @@ gboolean vmsnap_increment_drop(VmsnapSnapshot *snapshot, const char *message) {
     return dropped;
 }
 
+gboolean vmsnap_increment_give_up(VmsnapSnapshot *snapshot, const char *reason) {
+    gboolean had_checkpoint = snapshot->checkpoint != NULL;
+    g_clear_pointer(&snapshot->checkpoint, g_free);
+    for (guint i = 0; had_checkpoint && i < snapshot->disks->len; i++)
+        disk_make_full(g_ptr_array_index(snapshot->disks, i), reason);
+    snapshot_note_since(snapshot);
+    return had_checkpoint;
+}
+
 gboolean vmsnap_increment_check_sizes(const VmsnapBeginOptions *options, VmsnapSnapshot *snapshot, GError **error) {
     for (guint i = 0; i < snapshot->disks->len; i++) {
         VmsnapDisk *disk = g_ptr_array_index(snapshot->disks, i);

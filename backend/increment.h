@@ -28,6 +28,14 @@ gboolean vmsnap_increment_plan(const VmsnapBeginOptions *options, const GPtrArra
 gboolean vmsnap_increment_drop(VmsnapSnapshot *snapshot, const char *message);
 
 /**
+ * vmsnap_increment_give_up:
+ * @reason: why there can be no checkpoint
+ *
+ * Lets all disks be full, without a new checkpoint. Returns: whether there was to be one.
+ */
+gboolean vmsnap_increment_give_up(VmsnapSnapshot *snapshot, const char *reason);
+
+/**
  * vmsnap_increment_check_sizes:
  *
  * Compares the disks, whose sizes are known by now, with what they were at the checkpoint: of one that was resized,

@@ -245,7 +245,19 @@ static gboolean snapshot_try_begin_job(VmsnapLibvirtSnapshot *snapshot, const GP
     return TRUE;
 }
 
-/* Whether changes can be had turns out only here: then it is tried again without, if that will do. */
+/*
+ * Whether changes can be had, and noted from now on, turns out only when the job begins. Returns: whether it is worth
+ * another try, for which less is wanted.
+ */
+static gboolean snapshot_want_less(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
+                                   gboolean since_is_bad, const GError *reason) {
+    if (!options->incremental)
+        return FALSE;
+    if (since_is_bad && vmsnap_increment_drop(&snapshot->base, reason->message))
+        return TRUE;
+    return vmsnap_increment_give_up(&snapshot->base, reason->message);
+}
+
 static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
                                    const GPtrArray *selected, GError **error) {
     snapshot->record->checkpoint = g_strdup(snapshot->base.checkpoint);
@@ -256,7 +268,7 @@ static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const Vmsnap
         gboolean since_is_bad;
         if (snapshot_try_begin_job(snapshot, selected, &since_is_bad, &begin_error))
             return TRUE;
-        if (since_is_bad && options->incremental && vmsnap_increment_drop(&snapshot->base, begin_error->message))
+        if (snapshot_want_less(snapshot, options, since_is_bad, begin_error))
             continue;
         if (since_is_bad)
             error_append_text(&begin_error, "; mount with -o incremental, which takes that disk in full");
