@@ -123,15 +123,18 @@ static gboolean snapshot_settle_checkpoint(VmsnapLibvirtSnapshot *snapshot, gboo
     VmsnapRecord *record = snapshot->record;
     if (!record->checkpoint || record->job)
         return TRUE;
+    g_autoptr(GError) commit_error = NULL;
     if (commit && !vmsnap_snapshot_is_broken(&snapshot->base) &&
-        snapshot_commit_checkpoint(snapshot, deadline_us, error))
+        snapshot_commit_checkpoint(snapshot, deadline_us, &commit_error))
         return TRUE;
-    gboolean failed = error && *error;
-    const VmsnapUnsettled unsettled = unsettled_of(record, snapshot->connection, failed ? 0 : deadline_us);
-    if (!vmsnap_libvirt_settle_checkpoint(&unsettled, failed ? NULL : error))
-        return FALSE;
-    record_clear_checkpoint(record);
-    return !failed;
+    const VmsnapUnsettled unsettled = unsettled_of(record, snapshot->connection, commit_error ? 0 : deadline_us);
+    gboolean deleted = vmsnap_libvirt_settle_checkpoint(&unsettled, commit_error ? NULL : error);
+    if (deleted)
+        record_clear_checkpoint(record);
+    if (!commit_error)
+        return deleted;
+    g_propagate_error(error, g_steal_pointer(&commit_error));
+    return FALSE;
 }
 
 static void snapshot_close_disks(VmsnapLibvirtSnapshot *snapshot) {
@@ -190,12 +193,17 @@ static gboolean recover_thaw(VmsnapRecord *record, GError **error) {
     return !record->frozen;
 }
 
-/* Not before the job has ended: what it exports may count from there. */
+/* One that cannot be committed, since it or its domain is gone for instance, is not wanted any more. */
 static gboolean recover_checkpoint(VmsnapRecord *record, GError **error) {
     if (!record->checkpoint || record->job)
         return !record->checkpoint;
-    const VmsnapUnsettled unsettled = unsettled_of(record, NULL, 0);
-    if (vmsnap_libvirt_settle_checkpoint(&unsettled, error))
+    g_autoptr(GError) commit_error = NULL;
+    VmsnapUnsettled unsettled = unsettled_of(record, NULL, 0);
+    gboolean settled = unsettled.description && vmsnap_libvirt_settle_checkpoint(&unsettled, &commit_error);
+    if (commit_error)
+        g_warning("%s", commit_error->message);
+    unsettled.description = NULL;
+    if (settled || vmsnap_libvirt_settle_checkpoint(&unsettled, error))
         record_clear_checkpoint(record);
     return !record->checkpoint;
 }
