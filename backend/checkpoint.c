@@ -13,6 +13,7 @@
 static void disk_free(gpointer data) {
     VmsnapCheckpointDisk *disk = data;
     g_free(disk->name);
+    g_free(disk->source);
     g_free(disk);
 }
 
@@ -25,13 +26,32 @@ void vmsnap_checkpoint_free(VmsnapCheckpoint *checkpoint) {
     g_free(checkpoint);
 }
 
-const VmsnapCheckpointDisk *vmsnap_checkpoint_find_disk(const VmsnapCheckpoint *checkpoint, const char *name) {
+static VmsnapCheckpointDisk *find_disk(const VmsnapCheckpoint *checkpoint, const char *name) {
     for (guint i = 0; i < checkpoint->disks->len; i++) {
-        const VmsnapCheckpointDisk *disk = g_ptr_array_index(checkpoint->disks, i);
-        if (g_str_equal(disk->name, name))
+        VmsnapCheckpointDisk *disk = g_ptr_array_index(checkpoint->disks, i);
+        if (g_strcmp0(disk->name, name) == 0)
             return disk;
     }
     return NULL;
+}
+
+const VmsnapCheckpointDisk *vmsnap_checkpoint_find_disk(const VmsnapCheckpoint *checkpoint, const char *name) {
+    return find_disk(checkpoint, name);
+}
+
+/* libvirt keeps with a checkpoint what the domain was then. */
+static void sources_parse(VmsnapCheckpoint *checkpoint, xmlXPathContext *context) {
+    g_autoptr(xmlXPathObject) found =
+        xmlXPathEvalExpression((const xmlChar *)"/domaincheckpoint/domain/devices/disk", context);
+    int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
+    for (int i = 0; i < n_found; i++) {
+        context->node = found->nodesetval->nodeTab[i];
+        g_autofree char *target = vmsnap_xml_find_text(context, "target/@dev");
+        VmsnapCheckpointDisk *disk = find_disk(checkpoint, target);
+        if (disk && !disk->source)
+            disk->source = vmsnap_xml_find_source(context);
+    }
+    context->node = NULL;
 }
 
 static void disks_parse(VmsnapCheckpoint *checkpoint, xmlXPathContext *context) {
@@ -64,13 +84,11 @@ static void disk_note_parse(JsonArray *array, guint index, JsonNode *element, gp
     const VmsnapCheckpoint *checkpoint = user_data;
     JsonObject *object = JSON_NODE_HOLDS_OBJECT(element) ? json_node_get_object(element) : NULL;
     JsonNode *name = object ? find_member(object, "name", G_TYPE_STRING) : NULL;
-    for (guint i = 0; name && i < checkpoint->disks->len; i++) {
-        VmsnapCheckpointDisk *disk = g_ptr_array_index(checkpoint->disks, i);
-        if (!g_str_equal(disk->name, json_node_get_string(name)))
-            continue;
-        disk->size_bytes = (uint64_t)int_member(object, "size");
-        disk->modified_ns = int_member(object, "modified");
-    }
+    VmsnapCheckpointDisk *disk = name ? find_disk(checkpoint, json_node_get_string(name)) : NULL;
+    if (!disk)
+        return;
+    disk->size_bytes = (uint64_t)int_member(object, "size");
+    disk->modified_ns = int_member(object, "modified");
 }
 
 static void note_parse(VmsnapCheckpoint *checkpoint, JsonObject *note) {
@@ -109,6 +127,7 @@ VmsnapCheckpoint *vmsnap_checkpoint_parse(const char *xml, GError **error) {
     if (!checkpoint->name && !parse_error(error))
         return NULL;
     disks_parse(checkpoint, context);
+    sources_parse(checkpoint, context);
     g_autofree char *description = vmsnap_xml_find_text(context, "/domaincheckpoint/description");
     description_parse(checkpoint, description);
     return g_steal_pointer(&checkpoint);

@@ -13,6 +13,7 @@
 /** A disk that a checkpoint tracks. */
 typedef struct {
     char *name;
+    char *source;        /* where its image was; NULL if that is not known */
     uint64_t size_bytes; /* at the checkpoint; 0 if that is not known */
     int64_t modified_ns; /* when it had been changed last by then; 0 if that is not known */
 } VmsnapCheckpointDisk;

@@ -16,6 +16,7 @@ static void domain_disk_free(gpointer data) {
     g_free(disk->target);
     g_free(disk->source);
     g_free(disk->format);
+    g_strfreev(disk->chain);
     g_free(disk);
 }
 
@@ -50,26 +51,27 @@ static const struct {
     {"@device='lun'", VMSNAP_MEDIA_REFUSED, "is a SCSI passthrough, which bypasses QEMU's block layer"},
 };
 
-static char *disk_source(xmlXPathContext *context) {
-    static const char *const expressions[] = {"source/@file", "source/@dev", "source/@dir"};
-    for (size_t i = 0; i < G_N_ELEMENTS(expressions); i++) {
-        char *source = vmsnap_xml_find_text(context, expressions[i]);
+/* Returns: (transfer full): where the disk is, and all that its image rests on. */
+static char **chain_parse(xmlXPathContext *context) {
+    g_autoptr(GStrvBuilder) chain = g_strv_builder_new();
+    xmlNode *disk = context->node;
+    g_autoptr(xmlXPathObject) found = xmlXPathEvalExpression((const xmlChar *)". | .//backingStore[source]", context);
+    int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
+    for (int i = 0; i < n_found; i++) {
+        context->node = found->nodesetval->nodeTab[i];
+        g_autofree char *source = vmsnap_xml_find_source(context);
         if (source)
-            return source;
+            g_strv_builder_add(chain, source);
     }
-    g_autofree char *pool = vmsnap_xml_find_text(context, "source/@pool");
-    g_autofree char *volume = vmsnap_xml_find_text(context, "source/@volume");
-    if (pool && volume)
-        return g_strdup_printf("%s/%s", pool, volume);
-    g_autofree char *protocol = vmsnap_xml_find_text(context, "source/@protocol");
-    g_autofree char *name = vmsnap_xml_find_text(context, "source/@name");
-    return protocol ? g_strdup_printf("%s:%s", protocol, name ? name : "") : NULL;
+    context->node = disk;
+    return g_strv_builder_end(chain);
 }
 
 static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
     VmsnapDomainDisk *disk = g_new0(VmsnapDomainDisk, 1);
     disk->target = vmsnap_xml_find_text(context, "target/@dev");
-    disk->source = disk_source(context);
+    disk->source = vmsnap_xml_find_source(context);
+    disk->chain = chain_parse(context);
     disk->format = vmsnap_xml_find_text(context, "driver/@type");
     for (size_t i = 0; i < G_N_ELEMENTS(media_rules); i++) {
         if (!vmsnap_xml_is_true(context, media_rules[i].expression))

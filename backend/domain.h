@@ -17,6 +17,7 @@ typedef struct {
     char *target; /* "vda" */
     char *source; /* path, device or URI-like text, for people; NULL where there is none */
     char *format; /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
+    char **chain; /* the source, and those of all images that it rests on */
     VmsnapMedia media;
     const char *reason; /* static; NULL for writable media */
 } VmsnapDomainDisk;

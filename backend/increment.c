@@ -78,25 +78,42 @@ static gboolean disk_lacks(const VmsnapBeginOptions *options, VmsnapDisk *disk, 
     return TRUE;
 }
 
+/* Returns: (transfer none): what the changes of a disk are to count from, or NULL if there is nothing. */
+static const VmsnapCheckpoint *choose_since(const VmsnapBeginOptions *options, const GPtrArray *checkpoints,
+                                            const char *disk) {
+    if (options->since)
+        return find_checkpoint(checkpoints, options->since);
+    return options->incremental ? find_newest(checkpoints, disk) : NULL;
+}
+
+/* Returns: (transfer full): why a disk cannot be as asked for, or NULL if it can. */
+static char *find_obstacle(const VmsnapBeginOptions *options, const VmsnapDomainDisk *source,
+                           const VmsnapCheckpoint *since, const VmsnapCheckpointDisk *before) {
+    if (!vmsnap_domain_disk_keeps_track(source))
+        return g_strdup_printf("its image is %s, and only qcow2 keeps track of changes",
+                               source->format ? source->format : "of no known format");
+    if (!before && options->since)
+        return g_strdup("it does not track this disk");
+    if (!before && options->incremental)
+        return g_strdup("no committed checkpoint of vmsnap's tracks it");
+    if (before && before->source && !g_strv_contains((const char *const *)source->chain, before->source))
+        return g_strdup_printf("its image was '%s' at checkpoint '%s', and is another one now", before->source,
+                               since->name);
+    return NULL;
+}
+
 static gboolean disk_plan(const VmsnapBeginOptions *options, const GPtrArray *checkpoints,
                           const VmsnapDomainDisk *source, VmsnapDisk *disk, GError **error) {
-    if (!vmsnap_domain_disk_keeps_track(source)) {
-        g_autofree char *reason = g_strdup_printf("its image is %s, and only qcow2 keeps track of changes",
-                                                  source->format ? source->format : "of no known format");
-        return disk_lacks(options, disk, reason, error);
-    }
-    if (!options->since && !options->incremental)
-        return TRUE;
-    const VmsnapCheckpoint *since =
-        options->since ? find_checkpoint(checkpoints, options->since) : find_newest(checkpoints, source->target);
+    const VmsnapCheckpoint *since = choose_since(options, checkpoints, source->target);
     const VmsnapCheckpointDisk *before = since ? vmsnap_checkpoint_find_disk(since, source->target) : NULL;
-    if (!before)
-        return disk_lacks(
-            options, disk,
-            options->since ? "it does not track this disk" : "no committed checkpoint of vmsnap's tracks it", error);
-    disk->since = g_strdup(since->name);
-    disk->since_size_bytes = before->size_bytes;
-    disk->since_modified_ns = before->modified_ns;
+    g_autofree char *obstacle = find_obstacle(options, source, since, before);
+    if (obstacle)
+        return disk_lacks(options, disk, obstacle, error);
+    if (before) {
+        disk->since = g_strdup(since->name);
+        disk->since_size_bytes = before->size_bytes;
+        disk->since_modified_ns = before->modified_ns;
+    }
     return TRUE;
 }
 

@@ -20,7 +20,7 @@ static gboolean set_checkpoint_error(GError **error, const char *verb, const cha
 
 static VmsnapCheckpoint *checkpoint_read(virDomainCheckpointPtr checkpoint, GError **error) {
     const char *name = virDomainCheckpointGetName(checkpoint);
-    g_autofree char *xml = virDomainCheckpointGetXMLDesc(checkpoint, VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN);
+    g_autofree char *xml = virDomainCheckpointGetXMLDesc(checkpoint, 0);
     if (xml)
         return vmsnap_checkpoint_parse(xml, error);
     (void)set_checkpoint_error(error, "read", name);

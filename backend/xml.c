@@ -22,6 +22,22 @@ gboolean vmsnap_xml_is_true(xmlXPathContext *context, const char *expression) {
     return result && result->boolval;
 }
 
+char *vmsnap_xml_find_source(xmlXPathContext *context) {
+    static const char *const expressions[] = {"source/@file", "source/@dev", "source/@dir"};
+    for (size_t i = 0; i < G_N_ELEMENTS(expressions); i++) {
+        char *source = vmsnap_xml_find_text(context, expressions[i]);
+        if (source)
+            return source;
+    }
+    g_autofree char *pool = vmsnap_xml_find_text(context, "source/@pool");
+    g_autofree char *volume = vmsnap_xml_find_text(context, "source/@volume");
+    if (pool && volume)
+        return g_strdup_printf("%s/%s", pool, volume);
+    g_autofree char *protocol = vmsnap_xml_find_text(context, "source/@protocol");
+    g_autofree char *name = vmsnap_xml_find_text(context, "source/@name");
+    return protocol ? g_strdup_printf("%s:%s", protocol, name ? name : "") : NULL;
+}
+
 /* Escapes white space, too: in an attribute XML would make blanks of it. */
 void vmsnap_xml_append_attribute(GString *xml, const char *name, const char *value) {
     g_autofree char *escaped = g_markup_escape_text(value, -1);

@@ -19,5 +19,13 @@ char *vmsnap_xml_find_text(xmlXPathContext *context, const char *expression);
 /** Returns: whether an XPath expression is true. */
 gboolean vmsnap_xml_is_true(xmlXPathContext *context, const char *expression);
 
+/**
+ * vmsnap_xml_find_source:
+ * @context: at a <disk>, or what its image rests on: a <backingStore>
+ *
+ * Returns: (transfer full): the path, device or URI-like text of its image, or NULL if it has none.
+ */
+char *vmsnap_xml_find_source(xmlXPathContext *context);
+
 /** Appends an attribute, also one whose value has quotes or line breaks. */
 void vmsnap_xml_append_attribute(GString *xml, const char *name, const char *value);
