@@ -202,6 +202,8 @@ class Vm:
         self.console = self.directory / 'console.log'
         self.images = {f'vd{chr(ord("a") + i)}': self.directory / f'vd{chr(ord("a") + i)}.{disk.format}'
                        for i, disk in enumerate(disks)}
+        # Where touch() writes: a block before the rings, or the last one of a disk that has no room for them.
+        self._touched_block = min(RING_START, disks[0].size if disks else RING_START) // 4096 - 1
         self._channel = None
 
         for file, source in (('vmlinuz', 'vmlinuz'), ('initrd', 'initrd-agent' if agent else 'initrd')):
@@ -218,11 +220,12 @@ class Vm:
         self.xml = self._domain(disks, devices, os_xml, memory)
 
     @classmethod
-    def restore(cls, copy, user=None, disk_format='raw'):
+    def restore(cls, copy, user=None, disk_format='raw', checkpoint=None):
         """
         A machine of its own, out of what was copied from a mount: COPY is a directory with domain.xml, an image for
         each disk, kernel and initrd. In the definition, only what must not be the same twice is changed: name, UUID and
         paths. The files come from a mount that is read-only and for its user alone, which a machine's disks cannot be.
+        With CHECKPOINT, the images are those whose names have it.
         """
         vm = cls(disks=(), user=user)
         copy.chmod(0o711)
@@ -236,7 +239,7 @@ class Vm:
             vm._own(copy / file)
         for disk in domain.iterfind('devices/disk'):
             name = disk.find('target').get('dev')
-            image = copy / f'{name}.{disk_format}'
+            image = copy / '.'.join(filter(None, (name, checkpoint, disk_format)))
             if image.exists():
                 image.chmod(0o600)
                 vm.images[name] = image
@@ -338,6 +341,20 @@ class Vm:
     def state(self):
         return self.virsh('domstate', self.name).strip()
 
+    def checkpoints(self):
+        """The names of all that libvirt knows, as a set."""
+        return set(self.virsh('checkpoint-list', self.name, '--name').split())
+
+    def qemu_io(self, disk, *commands):
+        """
+        Lets QEMU do to a disk what a guest could do, and needs none: COMMANDS are those of qemu-io(1), for instance
+        'write -P 7 1M 64k'. QEMU says on its own stdout, which is not ours, whether they have worked.
+        """
+        device = f'/machine/peripheral/virtio-disk{ord(disk[-1]) - ord("a")}/virtio-backend'
+        said = self.virsh('; '.join(f"qemu-monitor-command {self.name} --hmp 'qemu-io -d {device} \"{command}\"'"
+                                    for command in (*commands, 'flush'))).strip()
+        assert not said, said
+
     def pause(self):
         """Stops the processor. QEMU writes its caches to the image files at this time."""
         self.virsh('suspend', self.name)
@@ -410,7 +427,7 @@ class Vm:
         Proves that the guest can write: a block that nobody else uses, to its first disk and back; and to what is
         mounted on /mnt, which waits as long as it is frozen, whatever the guest agent says.
         """
-        block = RING_START // 4096 - 1
+        block = self._touched_block
         self.run('if mountpoint -q /mnt; then date >/mnt/touched; fi')
         self.run(f'dd if=/dev/urandom of=/tmp/block bs=4096 count=1 status=none && '
                  f'dd if=/tmp/block of=/dev/vda bs=4096 seek={block} oflag=direct status=none && '
@@ -533,6 +550,7 @@ class Mount:
         self.vm = vm
         self.point = make_directory(f'mount-{uuid.uuid4().hex[:8]}', vm.user)
         self.options = ','.join(filter(None, (f'connect={vm.uri}' if vm.user else '', options)))
+        self.said = ''  # by the command that mounted it, on stderr
         self._before = left_behind(vm)
 
     def __truediv__(self, name):
@@ -550,7 +568,9 @@ class Mount:
 
     def mount(self, **expected):
         options = ['-o', self.options] if self.options else []
-        return run('mount.vmsnap', self.vm.name, self.point, *options, user=self.vm.user, **expected)
+        result = run('mount.vmsnap', self.vm.name, self.point, *options, user=self.vm.user, **expected)
+        self.said = result.stderr
+        return result
 
     def status(self):
         """What .vmsnap/status.json says now."""
