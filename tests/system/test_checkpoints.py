@@ -350,6 +350,22 @@ class Moved(chains.TestCase):
         cls.vm.qemu_io('vda', 'write -P 1 0 2M')
         cls.vm.qemu_io('vdb', 'write -P 2 0 2M')
 
+    def test_swapped(self):
+        """What was vda is vdb now: nothing is said of what makes the one out of the other."""
+        self.chain.backup()
+        self.vm.qemu_io('vda', 'write -P 3 1M 64k')
+        self.vm.destroy()
+        a, b = self.vm.images.values()
+        self.vm.xml = self.vm.xml.replace(str(a), 'A').replace(str(b), str(a)).replace('A', str(b))
+        self.vm.images = {'vda': b, 'vdb': a}
+        self.vm.define()
+        self.restart()
+        found = self.chain.backup()
+        self.assert_full(found, vda='image', vdb='image')
+        self.vm.qemu_io('vda', 'write -P 4 1M 64k')
+        self.assert_full(self.chain.backup())
+        self.chain.check_all()
+
     def test_external_snapshot(self):
         """
         libvirt carries bitmaps over when it puts an image on top of another, and when it merges them. Whether a disk is
