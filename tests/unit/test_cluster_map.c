@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Clusters of any extents against a count that walks the plain list of them. */
+/* Clusters of any extents, and of any changes, against a count that walks the plain lists of them. */
 #include "fs/cluster_map.h"
 
 #include "extents.h"
@@ -17,12 +17,21 @@
 
 typedef struct {
     GArray *extents;
+    GArray *changes; /* or NULL */
     uint64_t size;
     uint64_t cluster_bytes;
     uint64_t n_clusters;
+    GArray *with_data; /* of ClusterRange: the clusters with a byte of data, naively */
+    GArray *dirty;     /* the same of what has changed; all without changes */
     VmsnapExtentMap *map;
+    VmsnapExtentMap *change_map; /* or NULL */
     VmsnapClusterMap *clusters;
 } Fixture;
+
+typedef struct {
+    uint64_t first;
+    uint64_t end;
+} ClusterRange;
 
 static VmsnapExtentMap *extent_map_new(const GArray *extents, uint64_t size) {
     VmsnapExtentMap *map = vmsnap_extent_map_new(size, MAX_MEMORY_BYTES);
@@ -42,48 +51,91 @@ static VmsnapExtentMap *extent_map_new(const GArray *extents, uint64_t size) {
     return map;
 }
 
-/* @extents: (transfer full) */
-static void fixture_init(Fixture *fixture, GArray *extents, uint64_t cluster_bytes) {
-    *fixture = (Fixture){.extents = extents, .cluster_bytes = cluster_bytes};
+/* Returns: (transfer full): the clusters that have a byte of data, or a dirty one, in ranges with others between. */
+static GArray *ranges_new(const GArray *extents, uint64_t cluster_bytes) {
+    GArray *ranges = g_array_new(FALSE, FALSE, sizeof(ClusterRange));
+    uint64_t start = 0;
+    for (guint i = 0; i < extents->len; i++) {
+        const VmsnapExtent *extent = &g_array_index(extents, VmsnapExtent, i);
+        ClusterRange range = {start / cluster_bytes, (start + extent->length_bytes - 1) / cluster_bytes + 1};
+        start += extent->length_bytes;
+        if (extent->kind != VMSNAP_EXTENT_DATA)
+            continue;
+        ClusterRange *last = ranges->len > 0 ? &g_array_index(ranges, ClusterRange, ranges->len - 1) : NULL;
+        if (last && range.first <= last->end)
+            last->end = range.end;
+        else
+            g_array_append_val(ranges, range);
+    }
+    return ranges;
+}
+
+/* @extents, @changes: (transfer full); there may be no changes */
+static void fixture_init_changed(Fixture *fixture, GArray *extents, GArray *changes, uint64_t cluster_bytes) {
+    *fixture = (Fixture){.extents = extents, .changes = changes, .cluster_bytes = cluster_bytes};
     for (guint i = 0; i < extents->len; i++)
         fixture->size += g_array_index(extents, VmsnapExtent, i).length_bytes;
     fixture->n_clusters = (fixture->size + cluster_bytes - 1) / cluster_bytes;
+    fixture->with_data = ranges_new(extents, cluster_bytes);
+    g_autoptr(GArray) all = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    extents_append(all, VMSNAP_EXTENT_DIRTY, MAX(fixture->size, 1));
+    fixture->dirty = ranges_new(changes ? changes : all, cluster_bytes);
     fixture->map = extent_map_new(extents, fixture->size);
-    fixture->clusters = vmsnap_cluster_map_new(fixture->map, NULL, cluster_bytes);
+    if (changes)
+        fixture->change_map = extent_map_new(changes, fixture->size);
+    fixture->clusters = vmsnap_cluster_map_new(fixture->map, fixture->change_map, cluster_bytes);
+}
+
+static void fixture_init(Fixture *fixture, GArray *extents, uint64_t cluster_bytes) {
+    fixture_init_changed(fixture, extents, NULL, cluster_bytes);
 }
 
 static void fixture_clear(Fixture *fixture) {
     vmsnap_cluster_map_free(fixture->clusters);
     vmsnap_extent_map_free(fixture->map);
+    if (fixture->change_map)
+        vmsnap_extent_map_free(fixture->change_map);
     g_array_unref(fixture->extents);
+    g_array_unref(fixture->with_data);
+    g_array_unref(fixture->dirty);
+    g_clear_pointer(&fixture->changes, g_array_unref);
 }
 
-/* Returns: how many clusters before @cluster have a byte of data. */
+/* Returns: how many clusters before @cluster lie in one of the ranges. */
+static uint64_t count_in(const GArray *ranges, uint64_t cluster) {
+    uint64_t n = 0;
+    for (guint i = 0; i < ranges->len; i++) {
+        ClusterRange range = g_array_index(ranges, ClusterRange, i);
+        if (range.first < cluster)
+            n += MIN(range.end, cluster) - range.first;
+    }
+    return n;
+}
+
+/* Returns: how many clusters before @cluster have changed and have a byte of data. */
 static uint64_t naive_rank(const Fixture *fixture, uint64_t cluster) {
-    uint64_t rank = 0, counted = 0, start = 0; /* clusters before counted are */
-    for (guint i = 0; i < fixture->extents->len; i++) {
-        const VmsnapExtent *extent = &g_array_index(fixture->extents, VmsnapExtent, i);
-        uint64_t first = start / fixture->cluster_bytes,
-                 last = (start + extent->length_bytes - 1) / fixture->cluster_bytes;
-        start += extent->length_bytes;
-        if (extent->kind == VMSNAP_EXTENT_ZERO)
-            continue;
-        first = MAX(first, counted);
-        uint64_t end = MIN(last + 1, cluster);
-        if (first < end) {
-            rank += end - first;
-            counted = end;
-        }
+    uint64_t rank = 0;
+    for (guint i = 0, k = 0; i < fixture->with_data->len && k < fixture->dirty->len;) {
+        ClusterRange data = g_array_index(fixture->with_data, ClusterRange, i);
+        ClusterRange dirty = g_array_index(fixture->dirty, ClusterRange, k);
+        uint64_t first = MAX(data.first, dirty.first), end = MIN(MIN(data.end, dirty.end), cluster);
+        rank += first < end ? end - first : 0;
+        if (data.end < dirty.end)
+            i++;
+        else
+            k++;
     }
     return rank;
 }
 
 static void check_run(const Fixture *fixture, const VmsnapClusterRun *run) {
+    uint64_t end = run->first + run->length;
+    uint64_t n_dirty = count_in(fixture->dirty, end) - count_in(fixture->dirty, run->first);
     g_assert_cmpuint(run->length, >, 0);
-    g_assert_cmpuint(run->first + run->length, <=, fixture->n_clusters);
+    g_assert_cmpuint(end, <=, fixture->n_clusters);
     g_assert_cmpuint(run->rank, ==, naive_rank(fixture, run->first));
-    g_assert_cmpuint(naive_rank(fixture, run->first + run->length) - run->rank, ==,
-                     run->kind == VMSNAP_CLUSTER_DATA ? run->length : 0);
+    g_assert_cmpuint(n_dirty, ==, run->kind == VMSNAP_CLUSTER_CLEAN ? 0 : run->length);
+    g_assert_cmpuint(naive_rank(fixture, end) - run->rank, ==, run->kind == VMSNAP_CLUSTER_DATA ? run->length : 0);
 }
 
 static void check_find(const Fixture *fixture, uint64_t cluster) {
@@ -139,17 +191,23 @@ static void check_some(const Fixture *fixture, int n) {
         check_select(fixture, n_data - 1);
 }
 
-static void check_all(GArray *extents, uint64_t cluster_bytes) {
+/* @extents, @changes: (transfer full); there may be no changes */
+static void check_all_changed(GArray *extents, GArray *changes, uint64_t cluster_bytes) {
     Fixture fixture;
-    fixture_init(&fixture, extents, cluster_bytes);
+    fixture_init_changed(&fixture, extents, changes, cluster_bytes);
     check_counts(&fixture);
     for (uint64_t i = 0; i < fixture.n_clusters; i++)
         check_find(&fixture, i);
     for (uint64_t i = 0; i < vmsnap_cluster_map_get_data_count(fixture.clusters); i++)
         check_select(&fixture, i);
     uint64_t n_runs = check_walk(&fixture);
-    g_assert_cmpuint(n_runs, <=, extents->len + vmsnap_extent_map_get_window_count(fixture.map));
+    uint64_t n_windows = vmsnap_extent_map_get_window_count(fixture.map);
+    g_assert_cmpuint(n_runs, <=, extents->len + n_windows + (changes ? changes->len + n_windows : 0));
     fixture_clear(&fixture);
+}
+
+static void check_all(GArray *extents, uint64_t cluster_bytes) {
+    check_all_changed(extents, NULL, cluster_bytes);
 }
 
 static void test_any_extents_equal_naive(void) {
@@ -277,6 +335,110 @@ static void test_a_fragmented_disk_takes_little(void) {
     vmsnap_extent_map_free(map);
 }
 
+/* With changes */
+
+static void test_any_changes_equal_naive(void) {
+    for (int i = 0; i < 60; i++) {
+        uint64_t cluster_bytes = UINT64_C(1) << (9 + random_below(8));
+        uint64_t size = 1 + random_below(cluster_bytes * (1 + random_below(300)));
+        uint64_t longest = 1 + random_below(cluster_bytes * 20);
+        GArray *changes = extents_random(size, random_below(2) ? longest : 1 + random_below(cluster_bytes * 20));
+        check_all_changed(extents_random(size, longest), changes, cluster_bytes);
+    }
+}
+
+static void test_changes_of_one_kind(void) {
+    static const uint64_t sizes[] = {1, 512, 513, 3 * MIB(1) + 1, WINDOW_BYTES + 512};
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        for (VmsnapExtentKind kind = VMSNAP_EXTENT_DIRTY; kind <= VMSNAP_EXTENT_CLEAN; kind++) {
+            Fixture fixture;
+            GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+            extents_append(changes, kind, sizes[i]);
+            fixture_init_changed(&fixture, extents_random(sizes[i], sizes[i] / 20 + 1), changes, 512);
+            check_some(&fixture, 20);
+            if (kind == VMSNAP_EXTENT_CLEAN)
+                g_assert_cmpuint(check_walk(&fixture), <=, vmsnap_extent_map_get_window_count(fixture.map));
+            fixture_clear(&fixture);
+        }
+    }
+}
+
+/* A dirty byte makes the whole cluster count, with data that has not changed, too. */
+static void test_a_byte_changes_its_cluster(void) {
+    static const uint64_t dirty_bytes[] = {0, 17, 4095, 4096, 3 * 4096 - 1, 3 * 4096, 4 * 4096 - 2};
+    for (size_t n = 0; n < G_N_ELEMENTS(dirty_bytes); n++) {
+        Fixture fixture;
+        GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        extents_append(extents, VMSNAP_EXTENT_DATA, 1);
+        extents_append(extents, VMSNAP_EXTENT_ZERO, 4 * 4096 - 1);
+        if (dirty_bytes[n] > 0)
+            extents_append(changes, VMSNAP_EXTENT_CLEAN, dirty_bytes[n]);
+        extents_append(changes, VMSNAP_EXTENT_DIRTY, 1);
+        extents_append(changes, VMSNAP_EXTENT_CLEAN, 4 * 4096 - 1 - dirty_bytes[n]);
+        fixture_init_changed(&fixture, extents, changes, 4096);
+        for (uint64_t i = 0; i < 4; i++) {
+            VmsnapClusterRun run;
+            vmsnap_cluster_map_find(fixture.clusters, i, &run);
+            VmsnapClusterKind changed = i == 0 ? VMSNAP_CLUSTER_DATA : VMSNAP_CLUSTER_ZERO;
+            g_assert_cmpint(run.kind, ==, i == dirty_bytes[n] / 4096 ? changed : VMSNAP_CLUSTER_CLEAN);
+        }
+        g_assert_cmpuint(vmsnap_cluster_map_get_data_count(fixture.clusters), ==, dirty_bytes[n] < 4096);
+        fixture_clear(&fixture);
+    }
+}
+
+static void test_the_last_cluster_may_be_dirty_and_short(void) {
+    for (int kinds = 0; kinds < 4; kinds++) {
+        GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        extents_append(extents, VMSNAP_EXTENT_DATA, 10 * 65536 - 3);
+        extents_append(extents, VMSNAP_EXTENT_ZERO, 3);
+        extents_append(extents, kinds & 1 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA, 1);
+        extents_append(changes, VMSNAP_EXTENT_CLEAN, 10 * 65536);
+        extents_append(changes, kinds & 2 ? VMSNAP_EXTENT_CLEAN : VMSNAP_EXTENT_DIRTY, 1);
+        check_all_changed(extents, changes, 65536);
+    }
+}
+
+/* Where nothing has changed, nobody has asked for the content. */
+static void test_the_content_of_what_is_clean_is_not_looked_at(void) {
+    const uint64_t size = 4 * WINDOW_BYTES + MIB(1);
+    for (uint64_t cluster_bytes = 512; cluster_bytes <= MIB(2); cluster_bytes *= 64) {
+        VmsnapExtentMap *content = vmsnap_extent_map_new(size, MAX_MEMORY_BYTES);
+        g_autoptr(GArray) changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        extents_append(changes, VMSNAP_EXTENT_CLEAN, 2 * WINDOW_BYTES - 1);
+        extents_append(changes, VMSNAP_EXTENT_DIRTY, 1);
+        extents_append(changes, VMSNAP_EXTENT_CLEAN, 2 * WINDOW_BYTES + MIB(1));
+        VmsnapExtentMap *change_map = extent_map_new(changes, size);
+        VmsnapExtentWindow *window = vmsnap_extent_window_new(content, 1);
+        vmsnap_extent_window_append(window, VMSNAP_EXTENT_DATA, WINDOW_BYTES);
+        vmsnap_extent_map_publish(content, window);
+        VmsnapClusterMap *clusters = vmsnap_cluster_map_new(content, change_map, cluster_bytes);
+        VmsnapClusterRun run;
+        g_assert_cmpuint(vmsnap_cluster_map_get_data_count(clusters), ==, 1);
+        vmsnap_cluster_map_select(clusters, 0, &run);
+        g_assert_cmpuint(run.first, ==, 2 * WINDOW_BYTES / cluster_bytes - 1);
+        g_assert_cmpuint(run.length, ==, 1);
+        vmsnap_cluster_map_free(clusters);
+        vmsnap_extent_map_free(content);
+        vmsnap_extent_map_free(change_map);
+    }
+}
+
+static void test_changes_of_a_huge_disk_take_little(void) {
+    static const uint64_t cluster_sizes[] = {512, 65536, MIB(2)};
+    for (size_t i = 0; i < G_N_ELEMENTS(cluster_sizes); i++) {
+        Fixture fixture;
+        gint64 start_us = (gint64)clock();
+        GArray *changes = i == 1 ? extents_random(TIB(16), TIB(1)) : extents_sparse(TIB(16));
+        fixture_init_changed(&fixture, extents_sparse(TIB(16)), changes, cluster_sizes[i]);
+        check_some(&fixture, 200);
+        check_time(start_us);
+        fixture_clear(&fixture);
+    }
+}
+
 int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/cluster-map/any-extents-equal-naive", test_any_extents_equal_naive);
@@ -287,5 +449,13 @@ int main(int argc, char **argv) {
     g_test_add_func("/cluster-map/clusters-may-be-larger-than-a-window", test_clusters_may_be_larger_than_a_window);
     g_test_add_func("/cluster-map/a-huge-disk-takes-little", test_a_huge_disk_takes_little);
     g_test_add_func("/cluster-map/a-fragmented-disk-takes-little", test_a_fragmented_disk_takes_little);
+    g_test_add_func("/cluster-map/any-changes-equal-naive", test_any_changes_equal_naive);
+    g_test_add_func("/cluster-map/changes-of-one-kind", test_changes_of_one_kind);
+    g_test_add_func("/cluster-map/a-byte-changes-its-cluster", test_a_byte_changes_its_cluster);
+    g_test_add_func("/cluster-map/the-last-cluster-may-be-dirty-and-short",
+                    test_the_last_cluster_may_be_dirty_and_short);
+    g_test_add_func("/cluster-map/the-content-of-what-is-clean-is-not-looked-at",
+                    test_the_content_of_what_is_clean_is_not_looked_at);
+    g_test_add_func("/cluster-map/changes-of-a-huge-disk-take-little", test_changes_of_a_huge_disk_take_little);
     return g_test_run();
 }
