@@ -69,6 +69,10 @@ const GArray *memory_disk_get_extents(const VmsnapDisk *disk) {
     return ((const MemoryDisk *)disk)->extents;
 }
 
+const GArray *memory_disk_get_changes(const VmsnapDisk *disk) {
+    return ((const MemoryDisk *)disk)->changes;
+}
+
 static void answer_extents(const Call *call, const MemoryFaults *faults) {
     if (call->error) {
         call->extents_done(call->error, NULL, 0, call->user_data);

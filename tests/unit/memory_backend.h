@@ -58,5 +58,8 @@ void memory_disk_set_scratch(VmsnapDisk *disk, uint64_t used_bytes, uint64_t lef
 /** Returns: (transfer none): what the disk was made of. */
 const GArray *memory_disk_get_extents(const VmsnapDisk *disk);
 
+/** Returns: (transfer none): what has changed, or NULL. */
+const GArray *memory_disk_get_changes(const VmsnapDisk *disk);
+
 /** The naive expansion of a range: what any reader must see. */
 void memory_disk_expand(const VmsnapDisk *disk, uint8_t *buffer, size_t length, uint64_t offset);

@@ -6,8 +6,12 @@
 #include "latch.h"
 #include "memory_backend.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 #include <uuid/uuid.h>
+
+#define MAX_CHECKED_BYTES (96 << 10)
 
 static gboolean never(gpointer user_data) {
     (void)user_data;
@@ -120,6 +124,15 @@ static gboolean has_data(const VmsnapDisk *disk, uint64_t offset, uint64_t lengt
     return extents_count_zero(memory_disk_get_extents(disk), offset, length_bytes) < length_bytes;
 }
 
+/* Whether a range, which may reach beyond the disk, has a byte that has changed, or may have. */
+static gboolean has_changed(const VmsnapDisk *disk, uint64_t offset, uint64_t length_bytes) {
+    const GArray *changes = memory_disk_get_changes(disk);
+    if (offset >= disk->size_bytes)
+        return FALSE;
+    length_bytes = MIN(length_bytes, disk->size_bytes - offset);
+    return !changes || extents_count_zero(changes, offset, length_bytes) < length_bytes;
+}
+
 /* Checks that the bytes at @data are a range of the disk, with zeroes behind its end. */
 static void check_disk_bytes(const VmsnapDisk *disk, uint64_t offset, const uint8_t *data, uint64_t length_bytes) {
     g_autofree uint8_t *expected = g_malloc0(length_bytes);
@@ -149,18 +162,62 @@ static void qcow2_use(const Qcow2 *qcow2, uint64_t offset, uint64_t n_clusters) 
     }
 }
 
+char *naive_qcow2_dup_backing(const GByteArray *file, char **ret_format) {
+    uint64_t name = get64(file, 8), name_bytes = get32(file, 16), offset = get32(file, 100);
+    uint64_t cluster_bytes = UINT64_C(1) << get32(file, 20);
+    if (name == 0) {
+        g_assert_cmpuint(name_bytes, ==, 0);
+        return NULL;
+    }
+    *ret_format = NULL;
+    for (uint32_t type; (type = (uint32_t)get32(file, offset)) != 0;) {
+        uint64_t length = get32(file, offset + 4);
+        g_assert_cmphex(type, ==, 0xe2792aca);
+        g_assert_null(*ret_format);
+        *ret_format = g_strndup((const char *)file->data + offset + 8, length);
+        offset += 8 + (length + 7) / 8 * 8;
+        check_zero(file, offset - ((8 - length % 8) % 8), offset);
+    }
+    /* Behind the end of the extensions, and in the first cluster. */
+    g_assert_cmpuint(get32(file, offset + 4), ==, 0);
+    g_assert_cmpuint(name, ==, offset + 8);
+    g_assert_cmpuint(name_bytes, >, 0);
+    g_assert_cmpuint(name_bytes, <=, 1023);
+    g_assert_cmpuint(name + name_bytes, <=, cluster_bytes);
+    return g_strndup((const char *)file->data + name, name_bytes);
+}
+
+void naive_qcow2_expand(const GByteArray *file, GByteArray *disk) {
+    uint64_t cluster_bytes = UINT64_C(1) << get32(file, 20), size = get64(file, 24), per_table = cluster_bytes / 8;
+    const uint64_t place_mask = UINT64_C(0x00fffffffffffe00);
+    g_assert_cmpuint(disk->len, ==, size);
+    for (uint64_t offset = 0; offset < size; offset += cluster_bytes) {
+        uint64_t cluster = offset / cluster_bytes, length = MIN(cluster_bytes, size - offset);
+        g_assert_cmpuint(cluster / per_table, <, get32(file, 36));
+        uint64_t table = get64(file, get64(file, 40) + cluster / per_table * 8) & place_mask;
+        uint64_t entry = table ? get64(file, table + cluster % per_table * 8) : 0;
+        g_assert_false(entry >> 62 & 1); /* compressed */
+        if (entry & 1)
+            memset(disk->data + offset, 0, length);
+        else if (entry & place_mask)
+            memcpy(disk->data + offset, file->data + (entry & place_mask), length);
+    }
+}
+
 static void qcow2_check_header(const Qcow2 *qcow2) {
     const GByteArray *file = qcow2->file;
     g_assert_cmpmem(file->data, 4, "QFI\xfb", 4);
     g_assert_cmpuint(get32(file, 4), ==, 3);
-    check_zero(file, 8, 20); /* backing file */
+    g_autofree char *format = NULL, *backing = naive_qcow2_dup_backing(file, &format);
+    uint64_t name_end = backing ? get64(file, 8) + strlen(backing) : QCOW2_HEADER_BYTES;
+    g_assert_cmpint(backing != NULL, ==, qcow2->disk->since != NULL);
     g_assert_cmpuint(UINT64_C(1) << get32(file, 20), ==, qcow2->cluster_bytes);
     g_assert_cmpuint(get64(file, 24), ==, qcow2->disk->size_bytes);
     check_zero(file, 32, 36); /* encryption */
     check_zero(file, 60, 96); /* snapshots and features */
     g_assert_cmpuint(get32(file, 96), ==, 4);
     g_assert_cmpuint(get32(file, 100), ==, QCOW2_HEADER_BYTES);
-    check_zero(file, QCOW2_HEADER_BYTES, qcow2->cluster_bytes);
+    check_zero(file, name_end, qcow2->cluster_bytes);
     qcow2_use(qcow2, 0, 1);
 }
 
@@ -185,9 +242,13 @@ static void qcow2_check_l2(const Qcow2 *qcow2, uint64_t table, uint64_t first_cl
     qcow2_use(qcow2, table, 1);
     for (uint64_t i = 0; i < n_entries; i++) {
         uint64_t entry = get64(qcow2->file, table + i * 8), on_disk = (first_cluster + i) * qcow2->cluster_bytes;
-        g_assert_cmpint(entry != 0, ==, has_data(qcow2->disk, on_disk, qcow2->cluster_bytes));
-        if (entry == 0)
+        gboolean is_dirty = has_changed(qcow2->disk, on_disk, qcow2->cluster_bytes);
+        gboolean is_stored = is_dirty && has_data(qcow2->disk, on_disk, qcow2->cluster_bytes);
+        if (!is_stored) {
+            /* Zeroes that hide what the backing file has there. */
+            g_assert_cmphex(entry, ==, is_dirty && qcow2->disk->since ? 1 : 0);
             continue;
+        }
         g_assert_cmphex(entry & QCOW2_COPIED, ==, QCOW2_COPIED);
         entry &= ~QCOW2_COPIED;
         qcow2_use(qcow2, entry, 1);
@@ -204,7 +265,9 @@ static void qcow2_check_l1(const Qcow2 *qcow2) {
     check_zero(qcow2->file, table + n_entries * 8, table + n_clusters * qcow2->cluster_bytes);
     for (uint64_t i = 0; i < n_entries; i++) {
         uint64_t entry = get64(qcow2->file, table + i * 8);
-        g_assert_cmpint(entry != 0, ==, has_data(qcow2->disk, i * range, range));
+        g_assert_cmpint(entry != 0, ==,
+                        qcow2->disk->since ? has_changed(qcow2->disk, i * range, range)
+                                           : has_data(qcow2->disk, i * range, range));
         if (entry == 0)
             continue;
         g_assert_cmphex(entry & QCOW2_COPIED, ==, QCOW2_COPIED);
@@ -418,7 +481,11 @@ void naive_check_segments(const VmsnapLayout *layout, const GByteArray *file) {
         check_segment(layout, file, offset, &segment);
         allocated += segment.kind == VMSNAP_SEGMENT_ZERO ? 0 : segment.length_bytes;
     }
-    g_assert_cmpuint(vmsnap_layout_get_allocated_bytes(layout), ==, allocated);
+    /* An overlay counts zeroes inside its clusters of data, too. */
+    if (layout->disk && layout->disk->changes && allocated < layout->size_bytes)
+        g_assert_cmpuint(vmsnap_layout_get_allocated_bytes(layout), <=, layout->size_bytes);
+    else
+        g_assert_cmpuint(vmsnap_layout_get_allocated_bytes(layout), ==, allocated);
 }
 
 void naive_check_range(const VmsnapLayout *layout, const GByteArray *file, uint64_t offset, size_t length) {
@@ -427,6 +494,76 @@ void naive_check_range(const VmsnapLayout *layout, const GByteArray *file, uint6
     g_autofree uint8_t *buffer = g_malloc(length);
     naive_read(layout, offset, length, buffer);
     g_assert_cmpmem(buffer, length, file->data + offset, length);
+}
+
+/* Reads and seeks */
+
+void naive_check_reads(const NaiveFixture *fixture, const VmsnapLayout *layout, const GByteArray *file, int n) {
+    VmsnapReader *reader = vmsnap_reader_new(layout, &fixture->view->resources);
+    for (int i = 0; i < n; i++) {
+        uint64_t offset = random_below(file->len),
+                 length = 1 + random_below(random_below(4) ? 5000 : MAX_CHECKED_BYTES);
+        length = MIN(length, file->len - offset);
+        naive_check_range(layout, file, offset, length);
+        g_autoptr(GByteArray) data = naive_reader_read(reader, offset, length + 1);
+        length = MIN(length + 1, file->len - offset);
+        g_assert_cmpmem(data->data, data->len, file->data + offset, length);
+    }
+    vmsnap_reader_close(reader);
+}
+
+void naive_check_computed(const VmsnapLayout *layout, const GByteArray *file, int n) {
+    for (int i = 0; i < n; i++) {
+        VmsnapSegment segment;
+        uint64_t offset = random_below(random_below(2) ? file->len : MIN(file->len, (64 << 10)));
+        vmsnap_layout_get_segment(layout, offset, &segment);
+        if (segment.kind != VMSNAP_SEGMENT_COMPUTED)
+            continue;
+        size_t length = 1 + random_below(segment.length_bytes);
+        g_autofree uint8_t *computed = g_malloc(length);
+        vmsnap_layout_compute(layout, offset, length, computed);
+        g_assert_cmpmem(computed, length, file->data + offset, length);
+    }
+}
+
+typedef struct {
+    Latch called;
+    int error;
+    uint64_t offset;
+} Answer;
+
+static void seek_done(int error, uint64_t offset, gpointer user_data) {
+    Answer *answer = user_data;
+    answer->error = error;
+    answer->offset = offset;
+    latch_count(&answer->called);
+}
+
+int64_t layout_seek(const VmsnapLayout *layout, uint64_t offset, int whence) {
+    Answer answer;
+    latch_init(&answer.called);
+    vmsnap_layout_seek(layout, offset, whence, seek_done, &answer);
+    latch_wait(&answer.called, 1);
+    latch_clear(&answer.called);
+    return answer.error ? answer.error : (int64_t)answer.offset;
+}
+
+int64_t naive_seek(const VmsnapLayout *layout, uint64_t offset, int whence) {
+    VmsnapSegment segment;
+    for (; offset < layout->size_bytes; offset += segment.length_bytes) {
+        vmsnap_layout_get_segment(layout, offset, &segment);
+        if ((segment.kind == VMSNAP_SEGMENT_ZERO) == (whence == SEEK_HOLE))
+            return (int64_t)offset;
+    }
+    return whence == SEEK_HOLE ? (int64_t)layout->size_bytes : -ENXIO;
+}
+
+void naive_check_seeks(const VmsnapLayout *layout, int n) {
+    for (int i = 0; i < n; i++) {
+        uint64_t offset = random_below(layout->size_bytes);
+        int whence = random_below(2) ? SEEK_DATA : SEEK_HOLE;
+        g_assert_cmpint(layout_seek(layout, offset, whence), ==, naive_seek(layout, offset, whence));
+    }
 }
 
 void naive_check_files(const NaiveFixture *fixture) {
@@ -438,7 +575,7 @@ void naive_check_files(const NaiveFixture *fixture) {
             naive_check_qcow2(file, disk, fixture->format.cluster_bytes);
         else if (fixture->format.format == &vmsnap_format_vma)
             naive_check_vma(file, fixture->snapshot);
-        else
+        else if (!fixture->format.only_changed)
             check_disk_bytes(disk, 0, file->data, file->len);
         naive_check_segments(layout, file);
     }

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Files of the formats that are computed, of any disks, against what a parser of their own makes of them. */
 #include "extents.h"
-#include "latch.h"
 #include "memory_backend.h"
 #include "naive_formats.h"
 
 #include "vmsnap/error.h"
 
-#include <errno.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,7 +14,6 @@
 #define MIB(n) ((uint64_t)(n) << 20)
 #define GIB(n) ((uint64_t)(n) << 30)
 #define TIB(n) ((uint64_t)(n) << 40)
-#define MAX_READ_BYTES KIB(96)
 /* What no healthy machine needs, however busy it is, for what should take some milliseconds. */
 #define MAX_SECONDS 20
 
@@ -61,75 +58,6 @@ static void add_files(VmsnapSnapshot *snapshot) {
     vmsnap_snapshot_add_file(snapshot, "empty", g_bytes_new("", 0), VMSNAP_FILE_CONFIG);
 }
 
-static void check_reads(const NaiveFixture *fixture, const VmsnapLayout *layout, const GByteArray *file, int n) {
-    VmsnapReader *reader = vmsnap_reader_new(layout, &fixture->view->resources);
-    for (int i = 0; i < n; i++) {
-        uint64_t offset = random_below(file->len), length = 1 + random_below(random_below(4) ? 5000 : MAX_READ_BYTES);
-        length = MIN(length, file->len - offset);
-        naive_check_range(layout, file, offset, length);
-        g_autoptr(GByteArray) data = naive_reader_read(reader, offset, length + 1);
-        length = MIN(length + 1, file->len - offset);
-        g_assert_cmpmem(data->data, data->len, file->data + offset, length);
-    }
-    vmsnap_reader_close(reader);
-}
-
-/* All that a COMPUTED segment may be asked for. */
-static void check_computed(const VmsnapLayout *layout, const GByteArray *file, int n) {
-    for (int i = 0; i < n; i++) {
-        VmsnapSegment segment;
-        uint64_t offset = random_below(random_below(2) ? file->len : MIN(file->len, KIB(64)));
-        vmsnap_layout_get_segment(layout, offset, &segment);
-        if (segment.kind != VMSNAP_SEGMENT_COMPUTED)
-            continue;
-        size_t length = 1 + random_below(segment.length_bytes);
-        g_autofree uint8_t *computed = g_malloc(length);
-        vmsnap_layout_compute(layout, offset, length, computed);
-        g_assert_cmpmem(computed, length, file->data + offset, length);
-    }
-}
-
-typedef struct {
-    Latch called;
-    int error;
-    uint64_t offset;
-} Answer;
-
-static void seek_done(int error, uint64_t offset, gpointer user_data) {
-    Answer *answer = user_data;
-    answer->error = error;
-    answer->offset = offset;
-    latch_count(&answer->called);
-}
-
-/* Returns: what was found, or -errno. */
-static int64_t seek(const VmsnapLayout *layout, uint64_t offset, int whence) {
-    Answer answer;
-    latch_init(&answer.called);
-    vmsnap_layout_seek(layout, offset, whence, seek_done, &answer);
-    latch_wait(&answer.called, 1);
-    latch_clear(&answer.called);
-    return answer.error ? answer.error : (int64_t)answer.offset;
-}
-
-static int64_t naive_seek(const VmsnapLayout *layout, uint64_t offset, int whence) {
-    VmsnapSegment segment;
-    for (; offset < layout->size_bytes; offset += segment.length_bytes) {
-        vmsnap_layout_get_segment(layout, offset, &segment);
-        if ((segment.kind == VMSNAP_SEGMENT_ZERO) == (whence == SEEK_HOLE))
-            return (int64_t)offset;
-    }
-    return whence == SEEK_HOLE ? (int64_t)layout->size_bytes : -ENXIO;
-}
-
-static void check_seeks(const VmsnapLayout *layout, int n) {
-    for (int i = 0; i < n; i++) {
-        uint64_t offset = random_below(layout->size_bytes);
-        int whence = random_below(2) ? SEEK_DATA : SEEK_HOLE;
-        g_assert_cmpint(seek(layout, offset, whence), ==, naive_seek(layout, offset, whence));
-    }
-}
-
 /* @snapshot: (transfer full) */
 static void check_snapshot(VmsnapSnapshot *snapshot, const VmsnapFormatOptions *format) {
     NaiveFixture fixture;
@@ -138,9 +66,9 @@ static void check_snapshot(VmsnapSnapshot *snapshot, const VmsnapFormatOptions *
     for (guint i = 0; i < fixture.layouts->len; i++) {
         const VmsnapLayout *layout = g_ptr_array_index(fixture.layouts, i);
         g_autoptr(GByteArray) file = naive_read_all(layout);
-        check_reads(&fixture, layout, file, 15);
-        check_computed(layout, file, 8);
-        check_seeks(layout, 15);
+        naive_check_reads(&fixture, layout, file, 15);
+        naive_check_computed(layout, file, 8);
+        naive_check_seeks(layout, 15);
     }
     naive_fixture_clear(&fixture);
 }
@@ -344,7 +272,7 @@ static void check_huge_qcow2(GArray *extents, uint32_t cluster_bytes) {
     check_qcow2_size(layout, disk, cluster_bytes);
     for (int i = 0; i < 200; i++)
         check_qcow2_spot(layout, disk, cluster_bytes);
-    g_assert_cmpint(seek(layout, 0, SEEK_HOLE), ==, naive_seek(layout, 0, SEEK_HOLE));
+    g_assert_cmpint(layout_seek(layout, 0, SEEK_HOLE), ==, naive_seek(layout, 0, SEEK_HOLE));
     g_assert_cmpint(cpu_us() - start_us, <, MAX_SECONDS * G_USEC_PER_SEC);
     naive_fixture_clear(&fixture);
 }
@@ -408,7 +336,7 @@ static void test_vma_finds_what_is_far_away_in_time(void) {
     naive_fixture_init(&fixture, snapshot, &vma);
     const VmsnapLayout *layout = g_ptr_array_index(fixture.layouts, 0);
     gint64 start_us = cpu_us();
-    g_assert_cmpint(seek(layout, 0, SEEK_HOLE), ==, (int64_t)layout->size_bytes - 4095);
+    g_assert_cmpint(layout_seek(layout, 0, SEEK_HOLE), ==, (int64_t)layout->size_bytes - 4095);
     g_assert_cmpint(cpu_us() - start_us, <, G_USEC_PER_SEC);
     naive_fixture_clear(&fixture);
 }
@@ -421,9 +349,9 @@ static void check_looks_no_further(const VmsnapFormatOptions *format, GArray *ex
     naive_fixture_init(&fixture, snapshot, format);
     const VmsnapLayout *layout = g_ptr_array_index(fixture.layouts, 0);
     gint64 start_us = cpu_us();
-    g_assert_cmpint(seek(layout, 0, SEEK_HOLE), ==, (int64_t)layout->size_bytes);
+    g_assert_cmpint(layout_seek(layout, 0, SEEK_HOLE), ==, (int64_t)layout->size_bytes);
     g_assert_cmpint(cpu_us() - start_us, <, G_USEC_PER_SEC);
-    g_assert_cmpint(seek(layout, 4711, SEEK_DATA), ==, 4711);
+    g_assert_cmpint(layout_seek(layout, 4711, SEEK_DATA), ==, 4711);
     naive_fixture_clear(&fixture);
 }
 
