@@ -80,13 +80,18 @@ static void answer_extents(const Call *call, const MemoryFaults *faults) {
     }
     g_autoptr(GArray) answer = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
     uint64_t left = faults->max_answer_bytes ? MIN(call->length, faults->max_answer_bytes) : call->length;
-    uint64_t offset = call->offset, run = 0;
+    uint64_t offset = call->offset, end = 0;
+    guint next = 0;
+    const VmsnapExtent *extent = NULL;
     if (faults->say_nothing)
         left = 0;
     do {
-        VmsnapExtentKind kind = extents_find(call->extents, offset, &run);
-        run = MIN(run, left);
-        extents_append(answer, kind, run);
+        while (end <= offset) {
+            extent = &g_array_index(call->extents, VmsnapExtent, next++);
+            end += extent->length_bytes;
+        }
+        uint64_t run = MIN(end - offset, left);
+        extents_append(answer, extent->kind, run);
         offset += run;
         left -= run;
     } while (left > 0);
