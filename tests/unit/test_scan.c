@@ -364,6 +364,196 @@ static void test_a_lost_snapshot_answers_at_once(void) {
     fixture_clear(&fixture, 4);
 }
 
+/* Changes, and the content of what has changed */
+
+/* @changes: (transfer full): of the disk of a fixture whose scan is of its changes from now on */
+static void fixture_ask_changes(Fixture *fixture, GArray *changes) {
+    memory_disk_set_changes(fixture->disk, "cp1", changes);
+    vmsnap_scan_free(fixture->scan);
+    fixture->scan = vmsnap_scan_new(fixture->disk, VMSNAP_EXTENTS_OF_CHANGES, MEMORY_BYTES);
+}
+
+static unsigned count_questions(const Fixture *fixture) {
+    return memory_snapshot_count(fixture->snapshot).questions;
+}
+
+static void scan_all(Fixture *fixture, const VmsnapExtentMap *changes) {
+    vmsnap_scan_start(fixture->scan, changes);
+    wait_for_all(fixture, G_MAXINT64);
+    latch_wait(&fixture->called, 1);
+}
+
+static void test_changes_are_other_than_content(void) {
+    Fixture fixture;
+    GArray *changes = extents_random(3 * WINDOW_BYTES + 4097, 256 << 20);
+    fixture_init(&fixture, NULL, several_windows());
+    fixture_ask_changes(&fixture, changes);
+    scan_all(&fixture, NULL);
+    const VmsnapExtentMap *map = vmsnap_scan_get_map(fixture.scan);
+    g_assert_true(vmsnap_scan_is_complete(fixture.scan));
+    g_assert_false(vmsnap_scan_has_failed(fixture.scan));
+    g_assert_cmpint(vmsnap_scan_get_question(fixture.scan), ==, VMSNAP_EXTENTS_OF_CHANGES);
+    g_assert_true(vmsnap_scan_get_disk(fixture.scan) == fixture.disk);
+    g_assert_cmpuint(vmsnap_extent_map_get_zero_bytes(map), ==,
+                     extents_count_zero(changes, 0, fixture.disk->size_bytes));
+    for (int i = 0; i < 100; i++) {
+        uint64_t offset = extents_random_offset(changes, fixture.disk->size_bytes), length;
+        VmsnapExtentKind kind;
+        g_assert_true(vmsnap_extent_map_lookup(map, offset, &kind, &length));
+        g_assert_cmpint(kind, ==, extents_find(changes, offset, &length));
+    }
+    fixture_clear(&fixture, 1);
+}
+
+/* It is the way that takes time, and no work of the server's. Content is asked for one at a time. */
+static void test_several_questions_about_changes_are_under_way(void) {
+    for (int of_changes = 0; of_changes < 2; of_changes++) {
+        Fixture fixture;
+        const uint64_t size = 40 * WINDOW_BYTES;
+        fixture_init(&fixture, NULL, extents_random(size, WINDOW_BYTES));
+        if (of_changes)
+            fixture_ask_changes(&fixture, extents_random(size, WINDOW_BYTES));
+        memory_snapshot_hold(fixture.snapshot);
+        vmsnap_scan_start(fixture.scan, NULL);
+        g_assert_cmpuint(count_questions(&fixture), ==, of_changes ? 16 : 1);
+        resolve(&fixture, size - 1);
+        resolve(&fixture, 0);
+        g_assert_cmpuint(count_questions(&fixture), ==, of_changes ? 17 : 2);
+        memory_snapshot_release(fixture.snapshot);
+        wait_for_all(&fixture, G_MAXINT64);
+        latch_wait(&fixture.called, 3);
+        g_assert_true(vmsnap_scan_is_complete(fixture.scan));
+        g_assert_cmpuint(count_questions(&fixture), ==, 40);
+        fixture_clear(&fixture, 3);
+    }
+}
+
+/* As many as there are windows, and not more. */
+static void test_a_small_disk_has_few_questions_under_way(void) {
+    for (uint64_t n_windows = 1; n_windows <= 17; n_windows += 4) {
+        Fixture fixture;
+        fixture_init(&fixture, NULL, extents_alternate(n_windows * WINDOW_BYTES, WINDOW_BYTES));
+        fixture_ask_changes(&fixture, extents_alternate(n_windows * WINDOW_BYTES, 1 << 30));
+        memory_snapshot_hold(fixture.snapshot);
+        vmsnap_scan_start(fixture.scan, NULL);
+        g_assert_cmpuint(count_questions(&fixture), ==, MIN(n_windows, 16));
+        memory_snapshot_release(fixture.snapshot);
+        wait_for_all(&fixture, G_MAXINT64);
+        latch_wait(&fixture.called, 1);
+        g_assert_cmpuint(count_questions(&fixture), ==, n_windows);
+        fixture_clear(&fixture, 1);
+    }
+}
+
+/* Any one question fails, until a run gets by. */
+static void test_what_cannot_be_had_is_dirty(void) {
+    gboolean failed = TRUE;
+    for (unsigned fail_call = 1; failed; fail_call++) {
+        for (int how = 0; how < 4; how++) {
+            const MemoryFaults faults = {.fail_call = fail_call,
+                                         .fail_at_once = how & 1,
+                                         .fail_rest = how >> 1,
+                                         .max_answer_bytes = WINDOW_BYTES / 3};
+            const uint64_t size = 5 * WINDOW_BYTES;
+            Fixture fixture;
+            fixture_init(&fixture, &faults, extents_alternate(size, WINDOW_BYTES));
+            GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+            extents_append(changes, VMSNAP_EXTENT_CLEAN, size);
+            fixture_ask_changes(&fixture, changes);
+            scan_all(&fixture, NULL);
+            failed = count_questions(&fixture) >= fail_call;
+            g_assert_cmpint(vmsnap_scan_has_failed(fixture.scan), ==, failed);
+            uint64_t clean = vmsnap_extent_map_get_zero_bytes(vmsnap_scan_get_map(fixture.scan));
+            g_assert_cmpint(clean < size, ==, failed);
+            for (uint64_t i = 0; i < 5; i++)
+                resolve(&fixture, i * WINDOW_BYTES);
+            latch_wait(&fixture.called, 6);
+            g_assert_true(vmsnap_scan_is_complete(fixture.scan));
+            g_assert_cmpint(vmsnap_scan_has_failed(fixture.scan), ==, failed);
+            fixture_clear(&fixture, 6);
+        }
+    }
+}
+
+/* Maps the changes, then the content where there are any. Returns: how many questions the content took. */
+static unsigned scan_changed_content(Fixture *fixture, GArray *changes) {
+    Latch called;
+    latch_init(&called);
+    memory_disk_set_changes(fixture->disk, "cp1", changes);
+    VmsnapScan *changes_scan = vmsnap_scan_new(fixture->disk, VMSNAP_EXTENTS_OF_CHANGES, MEMORY_BYTES);
+    vmsnap_scan_start(changes_scan, NULL);
+    vmsnap_scan_wait(changes_scan, G_MAXINT64, latch_count, &called);
+    latch_wait(&called, 1);
+    unsigned before = count_questions(fixture);
+    g_assert_cmpuint(before, ==, vmsnap_extent_map_get_window_count(vmsnap_scan_get_map(changes_scan)));
+    scan_all(fixture, vmsnap_scan_get_map(changes_scan));
+    g_assert_true(vmsnap_scan_is_complete(fixture->scan));
+    g_assert_false(vmsnap_scan_has_failed(fixture->scan));
+    unsigned n_questions = count_questions(fixture) - before;
+    memory_snapshot_wait_idle(fixture->snapshot);
+    latch_clear(&called);
+    vmsnap_scan_free(changes_scan);
+    return n_questions;
+}
+
+static void test_content_is_not_asked_for_where_nothing_has_changed(void) {
+    Fixture fixture;
+    GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    extents_append(extents, VMSNAP_EXTENT_ZERO, 5 * WINDOW_BYTES + 4096);
+    extents_append(changes, VMSNAP_EXTENT_CLEAN, 2 * WINDOW_BYTES - 1);
+    extents_append(changes, VMSNAP_EXTENT_DIRTY, 2);
+    extents_append(changes, VMSNAP_EXTENT_CLEAN, 3 * WINDOW_BYTES - 1 + 4096);
+    fixture_init(&fixture, NULL, extents);
+    g_assert_cmpuint(scan_changed_content(&fixture, changes), ==, 2);
+    for (uint64_t i = 0; i < 6; i++) {
+        VmsnapExtentKind kind;
+        uint64_t length;
+        g_assert_true(vmsnap_extent_map_lookup(vmsnap_scan_get_map(fixture.scan), i * WINDOW_BYTES, &kind, &length));
+        g_assert_cmpint(kind, ==, i == 1 || i == 2 ? VMSNAP_EXTENT_ZERO : VMSNAP_EXTENT_DATA);
+    }
+    fixture_clear(&fixture, 1);
+}
+
+static void test_content_is_asked_for_where_it_is_wanted_though_clean(void) {
+    Fixture fixture;
+    VmsnapExtentMap *changes = vmsnap_extent_map_new(3 * WINDOW_BYTES, MEMORY_BYTES);
+    fixture_init(&fixture, NULL, extents_alternate(3 * WINDOW_BYTES, 1 << 20));
+    /* All clean, but for the first window, of which that is not known. */
+    for (uint64_t i = 1; i < 3; i++) {
+        VmsnapExtentWindow *window = vmsnap_extent_window_new(changes, i);
+        vmsnap_extent_window_append(window, VMSNAP_EXTENT_CLEAN, WINDOW_BYTES);
+        vmsnap_extent_map_publish(changes, window);
+    }
+    resolve(&fixture, 2 * WINDOW_BYTES);
+    latch_wait(&fixture.called, 1);
+    vmsnap_scan_start(fixture.scan, changes);
+    wait_for_all(&fixture, G_MAXINT64);
+    latch_wait(&fixture.called, 2);
+    g_assert_true(vmsnap_scan_is_complete(fixture.scan));
+    g_assert_cmpuint(count_questions(&fixture), ==, 2);
+    g_assert_cmpuint(vmsnap_extent_map_get_zero_bytes(vmsnap_scan_get_map(fixture.scan)), ==, WINDOW_BYTES);
+    fixture_clear(&fixture, 2);
+    vmsnap_extent_map_free(changes);
+}
+
+/* Nobody is asked, and everybody is called. */
+static void test_a_clean_disk_of_16_tib_takes_no_question_about_content(void) {
+    for (int is_clean = 0; is_clean < 2; is_clean++) {
+        Fixture fixture;
+        GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        GArray *extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+        extents_append(extents, VMSNAP_EXTENT_DATA, UINT64_C(16) << 40);
+        extents_append(changes, VMSNAP_EXTENT_CLEAN, (UINT64_C(16) << 40) - (is_clean ? 0 : 512));
+        if (!is_clean)
+            extents_append(changes, VMSNAP_EXTENT_DIRTY, 512);
+        fixture_init(&fixture, NULL, extents);
+        g_assert_cmpuint(scan_changed_content(&fixture, changes), ==, is_clean ? 0 : 1);
+        g_assert_cmpuint(count_questions(&fixture), ==, 8192 + (is_clean ? 0 : 1));
+        fixture_clear(&fixture, 1);
+    }
+}
+
 int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/scan/nothing-is-asked-before-somebody-wants-it", test_nothing_is_asked_before_somebody_wants_it);
@@ -397,5 +587,16 @@ int main(int argc, char **argv) {
     g_test_add_func("/scan/the-end-of-the-snapshot-answers-all-who-wait",
                     test_the_end_of_the_snapshot_answers_all_who_wait);
     g_test_add_func("/scan/a-lost-snapshot-answers-at-once", test_a_lost_snapshot_answers_at_once);
+    g_test_add_func("/scan/changes-are-other-than-content", test_changes_are_other_than_content);
+    g_test_add_func("/scan/several-questions-about-changes-are-under-way",
+                    test_several_questions_about_changes_are_under_way);
+    g_test_add_func("/scan/a-small-disk-has-few-questions-under-way", test_a_small_disk_has_few_questions_under_way);
+    g_test_add_func("/scan/what-cannot-be-had-is-dirty", test_what_cannot_be_had_is_dirty);
+    g_test_add_func("/scan/content-is-not-asked-for-where-nothing-has-changed",
+                    test_content_is_not_asked_for_where_nothing_has_changed);
+    g_test_add_func("/scan/content-is-asked-for-where-it-is-wanted-though-clean",
+                    test_content_is_asked_for_where_it_is_wanted_though_clean);
+    g_test_add_func("/scan/a-clean-disk-of-16-tib-takes-no-question-about-content",
+                    test_a_clean_disk_of_16_tib_takes_no_question_about_content);
     return g_test_run();
 }
