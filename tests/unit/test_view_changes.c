@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Views of snapshots that know what has changed: dates, what manifest and status say, lists, and the order to commit. */
+/* Views of snapshots that know what has changed: dates, what manifest and status say, lists, and the order to commit.
+ */
 #include "fs/block_map.h"
 #include "fs/manifest.h"
 #include "fs/status.h"
@@ -232,8 +233,8 @@ static void test_the_manifest_tells_what_has_changed(void) {
             check_string(disk, "since", sinces[i], TRUE);
             check_string(disk, "full-reason", reasons[i], FALSE);
             check_string(disk, "file", files[k][i], FALSE);
-            check_string(disk, "modified",
-                         i == 0 ? "2020-09-13T12:26:40.987654321Z" : "2023-11-14T22:13:20.123456789Z", FALSE);
+            check_string(disk, "modified", i == 0 ? "2020-09-13T12:26:40.987654321Z" : "2023-11-14T22:13:20.123456789Z",
+                         FALSE);
             check_int(disk, "dirty", dirty[i]);
             g_assert_nonnull(find(&fixture, files[k][i]));
         }
