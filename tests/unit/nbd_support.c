@@ -6,6 +6,7 @@
 #include <glib/gstdio.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 char *server_path(const Server *server, const char *name) {
@@ -22,25 +23,64 @@ gboolean server_has_ended(const Server *server) {
     return waitpid(server->pid, NULL, WNOHANG) == server->pid;
 }
 
+/* Waits until the server has said in a file that it listens. */
+static void server_spawn(Server *server, char **arguments, GSpawnChildSetupFunc setup) {
+    g_autofree char *pid_file = server_path(server, "pid");
+    g_autoptr(GError) error = NULL;
+    GSpawnFlags flags = G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD;
+    if (!g_test_verbose())
+        flags |= G_SPAWN_STDERR_TO_DEV_NULL;
+    (void)g_spawn_async(NULL, arguments, NULL, flags, setup, NULL, &server->pid, &error);
+    g_assert_no_error(error);
+    gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
+    while (!g_file_test(pid_file, G_FILE_TEST_EXISTS)) {
+        if (server_has_ended(server) || g_get_monotonic_time() > deadline_us) {
+            g_autofree char *words = g_strjoinv(" ", arguments);
+            g_error("failed to start %s", words);
+        }
+        g_usleep(1000);
+    }
+}
+
 void server_run(Server *server, const char *words) {
     g_autofree char *pid_file = server_path(server, "pid");
     g_auto(GStrv) more = g_strsplit(words, " ", -1);
     g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
-    g_autoptr(GError) error = NULL;
     g_strv_builder_add_many(builder, "nbdkit", "--foreground", "--exit-with-parent",
                             g_test_verbose() ? "--log=stderr" : "--log=null", "--unix", server->socket, "--pidfile",
                             pid_file, NULL);
     g_strv_builder_addv(builder, (const char **)more);
     g_auto(GStrv) arguments = g_strv_builder_end(builder);
-    (void)g_spawn_async(NULL, arguments, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
-                        &server->pid, &error);
+    server_spawn(server, arguments, NULL);
+}
+
+/* Which qemu-nbd does not do by itself. */
+static void exit_with_parent(gpointer user_data) {
+    (void)user_data;
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
+void server_run_qemu(Server *server, const char *image, const char *bitmap) {
+    g_autofree char *pid_option = g_strdup_printf("--pid-file=%s/pid", server->directory);
+    g_autofree char *socket_option = g_strdup_printf("--socket=%s", server->socket);
+    g_autofree char *bitmap_option = bitmap ? g_strdup_printf("--bitmap=%s", bitmap) : NULL;
+    g_autofree char *path = server_path(server, image);
+    const char *arguments[] = {"qemu-nbd", "--read-only", "--persistent", "--shared=0",  "--format=qcow2",
+                               pid_option, socket_option, path,           bitmap_option, NULL};
+    server_spawn(server, (char **)arguments, exit_with_parent);
+}
+
+void server_call(const Server *server, const char *words) {
+    g_auto(GStrv) arguments = g_strsplit(words, " ", -1);
+    g_autoptr(GError) error = NULL;
+    int status;
+    for (char **word = arguments; *word; word++)
+        (void)g_strdelimit(*word, "\t", ' ');
+    (void)g_spawn_sync(server->directory, arguments, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL, NULL, NULL,
+                       NULL, NULL, &status, &error);
     g_assert_no_error(error);
-    gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
-    while (!g_file_test(pid_file, G_FILE_TEST_EXISTS)) {
-        if (server_has_ended(server) || g_get_monotonic_time() > deadline_us)
-            g_error("failed to start nbdkit %s", words);
-        g_usleep(1000);
-    }
+    (void)g_spawn_check_wait_status(status, &error);
+    g_assert_no_error(error);
 }
 
 void server_start(Server *server, const char *words) {
@@ -69,7 +109,8 @@ void server_clear(Server *server) {
     g_free(server->socket);
 }
 
-void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms) {
+static void client_connect(Client *client, const char *socket, const char *bitmap, guint max_connections,
+                           unsigned timeout_ms) {
     g_autoptr(GError) error = NULL;
     client->snapshot = (VmsnapSnapshot){0};
     vmsnap_snapshot_init(&client->snapshot, NULL);
@@ -77,11 +118,20 @@ void client_open_within(Client *client, const char *socket, guint max_connection
     gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
     do {
         g_clear_error(&error);
-        client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", NULL, max_connections,
+        client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", bitmap, max_connections,
                                            timeout_ms, &error);
     } while (!client->pool && g_get_monotonic_time() < deadline_us);
     g_assert_no_error(error);
     g_assert_nonnull(client->pool);
+}
+
+void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms) {
+    client_connect(client, socket, NULL, max_connections, timeout_ms);
+}
+
+void client_open_bitmap(Client *client, const char *socket, const char *bitmap, guint max_connections) {
+    client_connect(client, socket, bitmap, max_connections, CONNECT_TIMEOUT_MS);
+    g_assert_true(vmsnap_io_threads_start(client->threads, NULL));
 }
 
 void client_open(Client *client, const Server *server, guint max_connections) {
@@ -146,10 +196,18 @@ void call_read(Call *call, Client *client, uint64_t offset, size_t length) {
     vmsnap_nbd_pool_read(client->pool, call->buffer, length, offset, read_done, call);
 }
 
-void call_extents(Call *call, Client *client, uint64_t offset, size_t length) {
+static void call_ask(Call *call, Client *client, VmsnapExtentsQuestion question, uint64_t offset, size_t length) {
     call_init(call, client, offset, length);
     call->extents = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
-    vmsnap_nbd_pool_extents(client->pool, VMSNAP_EXTENTS_OF_CONTENT, offset, length, extents_done, call);
+    vmsnap_nbd_pool_extents(client->pool, question, offset, length, extents_done, call);
+}
+
+void call_extents(Call *call, Client *client, uint64_t offset, size_t length) {
+    call_ask(call, client, VMSNAP_EXTENTS_OF_CONTENT, offset, length);
+}
+
+void call_changes(Call *call, Client *client, uint64_t offset, size_t length) {
+    call_ask(call, client, VMSNAP_EXTENTS_OF_CHANGES, offset, length);
 }
 
 void call_clear(Call *call) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What tests of NBD share: nbdkit, a pool that is connected to it, and what is asked of it. */
+/* What tests of NBD share: nbdkit or qemu-nbd, a pool that is connected to it, and what is asked of it. */
 #pragma once
 
 #include "backend/nbd_pool.h"
@@ -21,6 +21,19 @@ void server_init(Server *server);
 
 /** Starts nbdkit with @words, which are split at blanks, and waits until it listens. */
 void server_run(Server *server, const char *words);
+
+/**
+ * server_run_qemu:
+ * @image: a qcow2 file in the server's directory
+ * @bitmap: of the image, which is disabled, to export; or NULL
+ *
+ * Starts qemu-nbd, read-only, and waits until it listens.
+ */
+void server_run_qemu(Server *server, const char *image, const char *bitmap);
+
+/** Runs a program with words that are split at blanks, and in which tabs become blanks, in the server's directory, to
+ * its good end. */
+void server_call(const Server *server, const char *words);
 
 /** Both of these. */
 void server_start(Server *server, const char *words);
@@ -47,6 +60,9 @@ gboolean client_is_broken(const Client *client);
 /** Waits until the snapshot is broken for a reason with the words @said. */
 void client_wait_broken(Client *client, const char *said);
 
+/** As client_open(), of an export that tells what has changed. */
+void client_open_bitmap(Client *client, const char *socket, const char *bitmap, guint max_connections);
+
 /** In the order in which a backend ends. */
 void client_stop(Client *client);
 
@@ -67,6 +83,8 @@ typedef struct {
 void call_read(Call *call, Client *client, uint64_t offset, size_t length);
 
 void call_extents(Call *call, Client *client, uint64_t offset, size_t length);
+
+void call_changes(Call *call, Client *client, uint64_t offset, size_t length);
 
 /** It must have been answered once. */
 void call_clear(Call *call);

@@ -307,6 +307,61 @@ static void test_a_question_that_is_cut_is_asked_again(void) {
     setup_end(&setup);
 }
 
+/* A pool that is connected to qemu-nbd by way of the proxy, and is told what has changed: nothing. */
+static void setup_begin_changes(Setup *setup) {
+    server_init(&setup->server);
+    server_call(&setup->server, "qemu-img create -q -f qcow2 disk 1G");
+    server_call(&setup->server, "qemu-img bitmap --add --disable disk cp1");
+    server_run_qemu(&setup->server, "disk", "cp1");
+    proxy_start(&setup->proxy, &setup->server);
+    client_open_bitmap(&setup->client, setup->proxy.socket, "cp1", 1);
+}
+
+static void check_nothing_has_changed(Call *call) {
+    latch_wait(&call->called, 1);
+    g_assert_cmpint(call->error, ==, 0);
+    g_assert_cmpuint(extents_count_zero(call->extents, 0, 1 << 20), ==, 1 << 20);
+    call_clear(call);
+}
+
+/* Its connection comes back with the question that it is for. */
+static void test_a_question_about_changes_that_is_cut_is_asked_again(void) {
+    Setup setup;
+    Call idle, under_way;
+    setup_begin_changes(&setup);
+    proxy_cut(&setup.proxy);
+    proxy_wait_links(&setup.proxy, 4);
+    call_changes(&idle, &setup.client, 0, 1 << 20);
+    check_nothing_has_changed(&idle);
+    proxy_set(&setup.proxy, HOLD_BACK);
+    call_changes(&under_way, &setup.client, 1 << 20, 1 << 20);
+    g_usleep(20000);
+    proxy_cut(&setup.proxy);
+    check_nothing_has_changed(&under_way);
+    g_assert_false(client_is_broken(&setup.client));
+    setup_end(&setup);
+}
+
+/* The same disk, but nobody knows any more what of it has changed. */
+static void test_a_server_that_forgets_the_changes_breaks(void) {
+    Setup setup;
+    Server other;
+    Call call;
+    setup_begin_changes(&setup);
+    server_init(&other);
+    server_call(&other, "qemu-img create -q -f qcow2 disk 1G");
+    server_run_qemu(&other, "disk", NULL);
+    proxy_lead_to(&setup.proxy, other.socket);
+    proxy_cut(&setup.proxy);
+    client_wait_broken(&setup.client, "whether it tells extents changed");
+    call_changes(&call, &setup.client, 0, 1 << 20);
+    latch_wait(&call.called, 1);
+    g_assert_cmpint(call.error, ==, -EIO);
+    call_clear(&call);
+    setup_end(&setup);
+    server_clear(&other);
+}
+
 /* Also where the server wants blocks, so that answers go into a buffer of their own. */
 static void test_a_cut_in_the_middle_of_an_answer_is_mended(void) {
     static const char *const servers[] = {"pattern 10000003",
@@ -699,6 +754,12 @@ int main(int argc, char **argv) {
     ADD("a-cut-while-idle-is-mended", test_a_cut_while_idle_is_mended);
     ADD("a-cut-with-reads-in-flight-is-mended", test_a_cut_with_reads_in_flight_is_mended);
     ADD("a-question-that-is-cut-is-asked-again", test_a_question_that_is_cut_is_asked_again);
+    g_autofree char *qemu_nbd = g_find_program_in_path("qemu-nbd");
+    if (qemu_nbd) {
+        ADD("a-question-about-changes-that-is-cut-is-asked-again",
+            test_a_question_about_changes_that_is_cut_is_asked_again);
+        ADD("a-server-that-forgets-the-changes-breaks", test_a_server_that_forgets_the_changes_breaks);
+    }
     ADD("a-cut-in-the-middle-of-an-answer-is-mended", test_a_cut_in_the_middle_of_an_answer_is_mended);
     ADD("cuts-may-come-time-after-time", test_cuts_may_come_time_after_time);
     ADD("a-socket-is-found-without-its-directory", test_a_socket_is_found_without_its_directory);
