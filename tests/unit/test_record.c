@@ -111,6 +111,9 @@ static void check_equal(const VmsnapRecord *one, const VmsnapRecord *other) {
     g_assert_cmpstr(one->backend, ==, other->backend);
     g_assert_cmpint(one->job, ==, other->job);
     g_assert_cmpint(one->frozen, ==, other->frozen);
+    g_assert_cmpint(one->resume, ==, other->resume);
+    g_assert_cmpstr(one->checkpoint, ==, other->checkpoint);
+    g_assert_cmpstr(one->commit, ==, other->commit);
 }
 
 static gboolean last_found_is_alive;
@@ -703,10 +706,13 @@ static void test_a_refused_record_stays_unpublished(void) {
 }
 
 static void test_all_that_a_record_says_comes_back(void) {
-    for (unsigned bits = 0; bits < 4; bits++) {
+    for (unsigned bits = 0; bits < 32; bits++) {
         g_autoptr(VmsnapRecord) record = full_record();
         g_autoptr(GError) error = NULL;
         record->backend = g_strdup("libvirt");
+        record->resume = (bits & 4) != 0;
+        record->checkpoint = bits & 8 ? g_strdup("cp \"1\" 100% \xc3\xbc") : NULL;
+        record->commit = bits & 16 ? g_strdup("made by vmsnap: {\"snapshot\":\"%41\",\"disks\":[]}") : NULL;
         record->job = (bits & 1) != 0;
         record->frozen = (bits & 2) != 0;
         record->outcome = g_strdup(VMSNAP_OUTCOME_LEFTOVER);
@@ -718,6 +724,64 @@ static void test_all_that_a_record_says_comes_back(void) {
         check_equal(read, record);
         record_end(fd, record, FALSE);
     }
+    remove_records();
+}
+
+/* First it is to be deleted, then to be committed, then it is settled: whoever reads meanwhile sees one of these. */
+static void test_a_checkpoint_is_settled_step_by_step(void) {
+    g_autoptr(VmsnapRecord) record = full_record();
+    record->job = FALSE;
+    g_assert_false(vmsnap_record_has_left(record));
+    record->checkpoint = g_strdup("cp1");
+    g_assert_true(vmsnap_record_has_left(record));
+    int fd = record_write(record);
+    for (int step = 0; step < 3; step++) {
+        g_autoptr(VmsnapRecord) read = vmsnap_record_read(fd, NULL);
+        check_equal(read, record);
+        g_assert_cmpint(vmsnap_record_has_left(read), ==, step < 2);
+        if (step == 0) {
+            record->commit = g_strdup("made by vmsnap: {\"snapshot\":\"" UUID_A "\",\"committed\":true}");
+        } else {
+            g_clear_pointer(&record->checkpoint, g_free);
+            g_clear_pointer(&record->commit, g_free);
+        }
+        g_assert_true(vmsnap_record_update(fd, record));
+    }
+    record_end(fd, record, FALSE);
+    remove_records();
+}
+
+/* It tells of each disk. */
+static void test_the_description_of_many_disks_fits(void) {
+    g_autoptr(VmsnapRecord) record = full_record();
+    GString *commit = g_string_new("made by vmsnap: {\"snapshot\":\"" UUID_A "\",\"committed\":true,\"disks\":[");
+    for (int i = 0; i < 500; i++)
+        g_string_append_printf(commit, "%s{\"name\":\"vd%d\",\"size\":17592186044416,\"modified\":1700000000123456789}",
+                               i ? "," : "", i);
+    (void)g_string_append(commit, "]}");
+    record->checkpoint = g_strdup("cp1");
+    int fd = record_write(record);
+    record->commit = g_string_free(commit, FALSE);
+    g_assert_true(vmsnap_record_update(fd, record));
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapRecord) read = vmsnap_record_read(fd, &error);
+    g_assert_no_error(error);
+    check_equal(read, record);
+    record_end(fd, record, FALSE);
+    remove_records();
+}
+
+/* Who still has a checkpoint to settle would delete what the next one rests on, or commit it too late. */
+static void test_who_has_a_checkpoint_to_settle_is_in_the_way(void) {
+    g_autoptr(VmsnapRecord) record = full_record();
+    record->outcome = g_strdup(VMSNAP_OUTCOME_COMPLETE);
+    record->checkpoint = g_strdup("cp1");
+    int fd = record_write(record);
+    g_assert_false(vmsnap_record_machine_is_free("mount", "vm1", MACHINE, NULL));
+    g_clear_pointer(&record->checkpoint, g_free);
+    g_assert_true(vmsnap_record_update(fd, record));
+    g_assert_true(vmsnap_record_machine_is_free("mount", "vm1", MACHINE, NULL));
+    record_end(fd, record, FALSE);
     remove_records();
 }
 
@@ -735,6 +799,8 @@ static void test_what_a_record_does_not_say_is_unknown(void) {
     g_assert_null(record->outcome);
     g_assert_false(record->job);
     g_assert_false(record->frozen);
+    g_assert_null(record->checkpoint);
+    g_assert_null(record->commit);
     g_assert_cmpint(record->pid, ==, 0);
     (void)close(fd);
     remove_records();
@@ -1217,6 +1283,10 @@ int main(int argc, char **argv) {
                     test_a_record_that_was_removed_cannot_be_published);
     g_test_add_func("/record/a-refused-record-stays-unpublished", test_a_refused_record_stays_unpublished);
     g_test_add_func("/record/all-that-a-record-says-comes-back", test_all_that_a_record_says_comes_back);
+    g_test_add_func("/record/a-checkpoint-is-settled-step-by-step", test_a_checkpoint_is_settled_step_by_step);
+    g_test_add_func("/record/the-description-of-many-disks-fits", test_the_description_of_many_disks_fits);
+    g_test_add_func("/record/who-has-a-checkpoint-to-settle-is-in-the-way",
+                    test_who_has_a_checkpoint_to_settle_is_in_the_way);
     g_test_add_func("/record/what-a-record-does-not-say-is-unknown", test_what_a_record_does_not_say_is_unknown);
     g_test_add_func("/record/an-update-leaves-no-rest", test_an_update_leaves_no_rest);
     g_test_add_func("/record/an-update-that-fails-warns", test_an_update_that_fails_warns);
