@@ -287,10 +287,15 @@ class Vm:
               <type arch="x86_64" machine="pc">hvm</type>
               <kernel>{self.directory}/vmlinuz</kernel>
               <initrd>{self.directory}/initrd</initrd>
-              <cmdline>console=ttyS0 quiet panic=-1 mitigations=off nokaslr</cmdline>
+              <cmdline>console=ttyS0 quiet panic=-1 mitigations=off nokaslr cryptomgr.notests</cmdline>
               {os_xml}
             </os>
             <features><acpi/></features>
+            <!-- Without rdrand, the first look at /dev/urandom keeps the processor busy for most of a second. -->
+            <cpu mode="custom" match="exact" check="none">
+              <model fallback="forbid">qemu64</model>
+              <feature policy="require" name="rdrand"/>
+            </cpu>
             <on_reboot>destroy</on_reboot>
             <devices>
               <emulator>/usr/bin/qemu-system-x86_64</emulator>
