@@ -475,9 +475,10 @@ class TestCase(Rows, lib.TestCase):
         super().clear_away()
         if has_lost_job(self.vm):
             self.end_lost_job()
-        if self.vm.state() == 'shut off':
+        state = self.vm.state()
+        if state == 'shut off':
             return self.reboot()
-        if self.vm.state() == 'paused':
+        if state == 'paused':
             self.vm.resume()
         self.stop_overwriting()
         if not self.vm.run('pidof writer', status=None):
