@@ -354,8 +354,10 @@ class TestCase(Rows, lib.TestCase):
     """A guest with a region that it can overwrite. After each test all is as it was, whatever went wrong in it."""
 
     # What the guest does again and again: each time the region gets other bytes, of noise that begins a page later.
-    OVERWRITE = ('n=$(cat /tmp/pass); for d in vda vdb; do tail -c +$((n % 1024 * 4096 + 1)) /tmp/noise | '
-                 f'dd of=/dev/$d bs=1M count={SIZE // MIB} seek={START // MIB} iflag=fullblock oflag=direct '
+    # (Through a pipe that would take the emulated processor four times as long.)
+    OVERWRITE = ('n=$(cat /tmp/pass); for d in vda vdb; do '
+                 f'dd if=/tmp/noise of=/dev/$d bs=1M count={SIZE // MIB} seek={START // MIB} '
+                 'iflag=skip_bytes,fullblock skip=$((n % 1024 * 4096)) oflag=direct '
                  '2>/tmp/log || { echo "writer: BAD overwrite"; cat /tmp/log; } >/dev/console; done; '
                  'echo $((n + 1)) >/tmp/pass.new; mv /tmp/pass.new /tmp/pass')
 
