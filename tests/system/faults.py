@@ -458,12 +458,15 @@ class TestCase(Rows, lib.TestCase):
         self.check_mountable_again(mount)
         mount.point.rmdir()
 
+    def wait_gone_round(self):
+        lib.wait_until(lambda: self.vm.alive() > lib.RING_SLOTS, 'the writer has gone round')
+
     def flush(self):
         """
         Before the plug is pulled: the writer does not flush what it writes, and QEMU keeps in memory where new clusters
         of a qcow2 are. From the second round on it needs no new ones.
         """
-        lib.wait_until(lambda: self.vm.alive() > lib.RING_SLOTS, 'the writer has gone round')
+        self.wait_gone_round()
         self.vm.run('for d in vda vdb; do dd if=/dev/null of=/dev/$d conv=fsync,notrunc 2>/dev/null || exit 1; done')
 
     def end_lost_job(self):

@@ -230,6 +230,7 @@ class Stack(faults.TestCase):
     def check_guest_lost(self, fault, end):
         """END()s the guest while it is being read."""
         with self.row(fault, 'while 8 readers read') as row:
+            self.wait_gone_round()  # now, when nobody reads: that would make it long
             with self.mounted() as (mount, readers):
                 self.flush()
                 qemu = faults.qemu_pid(self.vm)
