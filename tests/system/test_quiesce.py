@@ -43,8 +43,8 @@ WAIT_ANSWERED = f'{WAIT_FREEZING}; until [ "$number" = 7 ]; do read number rest 
 TICK = ('echo >/mnt/tick; read up rest </proc/uptime; now=${up%.*}${up#*.}; pause=$((now - ${last:-$now})); last=$now; '
         '[ $pause -le ${longest:-0} ] || { longest=$pause; echo $longest >/tmp/longest; }')
 
-# Writes files that somebody relies on.
-WRITE = 'i=$(((i + 1) % 16)); date >/mnt/file$i; sync /mnt/file$i'
+# Writes files that somebody relies on, often enough to have one under way in any freeze.
+WRITE = 'i=$(((i + 1) % 16)); date >/mnt/file$i; sync /mnt/file$i; usleep 10000'
 
 
 def record():
