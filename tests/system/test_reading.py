@@ -149,12 +149,14 @@ class Reading(lib.TestCase):
 
     def test_memory(self):
         """64 readers at once, in large blocks and in small ones, are read ahead for within the bound."""
+        each = DATA - 64 * MIB
         for readahead in (8, 64):
             with self.subTest(readahead=readahead), Mount(self.vm, f'readahead={readahead}M') as mount:
                 path = mount / 'vda.raw'
                 for block in ('1M', '16k'):
                     readers = [subprocess.Popen(['dd', f'if={path}', 'of=/dev/null', f'bs={block}', 'status=none',
-                                                 'iflag=skip_bytes', f'skip={number * MIB}'])
+                                                 'iflag=skip_bytes,count_bytes', f'skip={number * MIB}',
+                                                 f'count={each}'])
                                for number in range(64)]
                     self.assertEqual([reader.wait(lib.PATIENCE) for reader in readers], [0] * 64)
                     lib.drop_cache(path)
