@@ -272,6 +272,8 @@ static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const Vmsnap
             continue;
         if (since_is_bad)
             error_append_text(&begin_error, "; mount with -o incremental, which takes that disk in full");
+        else if (snapshot->base.checkpoint && strstr(begin_error->message, "bitmap"))
+            error_append_text(&begin_error, "; leave that disk out with -o exclude=, or mount with -o incremental");
         else
             begin_error_add_remedy(snapshot, selected, &begin_error);
         g_propagate_error(error, g_steal_pointer(&begin_error));

@@ -110,7 +110,7 @@ static gboolean checkpoint_commit(virDomainPtr domain, const VmsnapUnsettled *un
     if (!checkpoint_find(domain, unsettled->name, unsettled->snapshot, &checkpoint, error))
         return FALSE;
     if (!checkpoint) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
                     "failed to commit checkpoint '%s': somebody has deleted it", unsettled->name);
         return FALSE;
     }
@@ -137,7 +137,7 @@ static gboolean checkpoint_try_settle(const VmsnapUnsettled *unsettled, GError *
     if (find_error)
         g_propagate_error(error, g_steal_pointer(&find_error));
     else
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to commit checkpoint '%s': the domain is gone",
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN, "failed to commit checkpoint '%s': the domain is gone",
                     unsettled->name);
     return FALSE;
 }
@@ -148,7 +148,7 @@ gboolean vmsnap_libvirt_settle_checkpoint(const VmsnapUnsettled *unsettled, GErr
         g_autoptr(GError) last_error = NULL;
         if (checkpoint_try_settle(unsettled, &last_error))
             return TRUE;
-        if (g_get_monotonic_time() >= deadline_us) {
+        if (g_error_matches(last_error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN) || g_get_monotonic_time() >= deadline_us) {
             g_propagate_error(error, g_steal_pointer(&last_error));
             return FALSE;
         }

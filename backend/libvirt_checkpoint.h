@@ -34,8 +34,8 @@ typedef struct {
 /**
  * vmsnap_libvirt_settle_checkpoint:
  *
- * While libvirt is away, it is tried again until the timeout. Returns: FALSE with @error set if it was not done; if it
- * is to be deleted, then it may still be there.
+ * While libvirt does not do it, it is tried again until the timeout. Returns: FALSE with @error set if it was not done;
+ * VMSNAP_ERROR_BROKEN if there is none to commit, and otherwise it may still be there.
  */
 gboolean vmsnap_libvirt_settle_checkpoint(const VmsnapUnsettled *unsettled, GError **error);
 

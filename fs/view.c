@@ -64,8 +64,8 @@ static char *map_lines_generate(gpointer user_data) {
     return vmsnap_block_map_build_lines(user_data);
 }
 
-static void view_add_memory_file(VmsnapView *view, VmsnapNode *directory, const char *name, GBytes *content) {
-    (void)vmsnap_tree_add_file(view->tree, directory, name, vmsnap_layout_new_memory(content));
+static VmsnapNode *view_add_memory_file(VmsnapView *view, VmsnapNode *directory, const char *name, GBytes *content) {
+    return vmsnap_tree_add_file(view->tree, directory, name, vmsnap_layout_new_memory(content));
 }
 
 static void view_add_maps(VmsnapView *view, VmsnapNode *directory) {
@@ -114,7 +114,7 @@ VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot, const VmsnapViewOptions *o
     VmsnapNode *hidden = vmsnap_tree_add_directory(view->tree, root, HIDDEN_NAME, TRUE);
     for (guint i = 0; i < snapshot->files->len; i++) {
         const VmsnapConfigFile *file = g_ptr_array_index(snapshot->files, i);
-        view_add_memory_file(view, file->kind == VMSNAP_FILE_HIDDEN ? hidden : root, file->name, file->content);
+        (void)view_add_memory_file(view, file->kind == VMSNAP_FILE_HIDDEN ? hidden : root, file->name, file->content);
     }
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "status.json", status_json_generate, NULL, view);
     (void)vmsnap_tree_add_live_file(view->tree, hidden, "status", status_text_generate, NULL, view);
@@ -155,7 +155,7 @@ static void view_add_changes_list(VmsnapView *view, const VmsnapDiskView *disk) 
         return;
     char *lines = vmsnap_block_map_build_lines(disk);
     g_autoptr(GBytes) content = g_bytes_new_take(lines, strlen(lines));
-    view_add_memory_file(view, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), name, content);
+    (void)view_add_memory_file(view, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), name, content);
 }
 
 static void view_add_disks(VmsnapView *view) {
@@ -219,6 +219,18 @@ static void view_date_disks(VmsnapView *view) {
     }
 }
 
+/*
+ * borg forgets files whose date is the newest of a backup, since they may have been written to again within the same
+ * moment. If disks are to be known again, something must be newer: by the least that there is.
+ */
+static void view_add_manifest(VmsnapView *view) {
+    VmsnapNode *root = vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID);
+    g_autoptr(GBytes) manifest = vmsnap_manifest_build(view);
+    VmsnapNode *node = view_add_memory_file(view, root, MANIFEST_NAME, manifest);
+    if (view->snapshot->checkpoint)
+        node->modified_ns = view->snapshot->instant_ns + 1;
+}
+
 gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data, GError **error) {
     if (!view_map_changes(view, interrupted, user_data, error) ||
         !view_map_content(view, interrupted, user_data, error))
@@ -226,8 +238,7 @@ gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, 
     view_count_changes(view);
     view_date_disks(view);
     view_add_disks(view);
-    g_autoptr(GBytes) manifest = vmsnap_manifest_build(view);
-    view_add_memory_file(view, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), MANIFEST_NAME, manifest);
+    view_add_manifest(view);
     return TRUE;
 }
 

@@ -39,7 +39,8 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
 
     for (unsigned disk = 0; disk < 2; disk++) {
-        /* With read-ahead, a ring is read in a third of the time; what the page cache has from before is not of interest. */
+        /* With read-ahead, a ring is read in a third of the time; what the page cache has from before is not of
+         * interest. */
         int cached_fd = open(paths[disk], O_RDONLY | O_CLOEXEC);
 
         /* Past the guest's page cache: a record counts as written when the disk said so. */

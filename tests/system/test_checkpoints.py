@@ -6,6 +6,7 @@ comes first, and those of others are left alone. And what may become of a bitmap
 turned into a full of that disk.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -116,6 +117,31 @@ class Life(chains.TestCase):
                 clear(mount)
                 mount.assert_nothing_left()
                 bases.append(self.assert_base(*bases))
+
+    def test_decided(self):
+        """From when the record says that it is to be committed, that is what whoever clears up does."""
+        first = self.chain.backup()['checkpoint']
+        self.vm.qemu_io('vda', 'write -P 7 2M 64k')
+        instant = chains.truth(self.vm)
+        mount, name = self.begin()
+        self.chain.copy(mount, instant)
+        record = Path('/run/vmsnap') / f'{mount.status()["uuid"]}.json'
+        mount.kill(guardian=True)
+        content = json.loads(record.read_text())
+        note = json.dumps({'snapshot': content['uuid'], 'committed': True, 'disks': []})
+        record.write_text(json.dumps(content | {'outcome': 'complete', 'commit': f'made by vmsnap: {note}'}))
+        run('mount.vmsnap', '--cleanup')
+        mount.assert_nothing_left()
+        self.assert_base(first, name)
+        self.chain.check_all()
+
+    def test_deleted_by_others(self):
+        """What somebody has deleted meanwhile is no base: umount says so, and nobody waits for it."""
+        mount, name = self.begin()
+        self.vm.virsh('checkpoint-delete', self.vm.name, name)
+        self.assertRegex(complaint('umount', mount.point, status=32), f"checkpoint '{name}': somebody has deleted it")
+        mount.assert_nothing_left()
+        self.assert_base()
 
     def test_guardian_killed(self):
         """umount commits without it, or does not; but it says which."""
