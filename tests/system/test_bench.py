@@ -15,6 +15,7 @@ from lib import run
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench/bench.py'
 IMPACT = BENCH.with_name('impact.py')
+INCREMENTAL = BENCH.with_name('incremental.py')
 
 BRIDGES = {'nbdfuse', 'QEMU FUSE'}
 FILES = {'nbdcopy', *BRIDGES}
@@ -164,3 +165,45 @@ class ImpactEnded(unittest.TestCase):
         """The backup job of the only machine, if there is one."""
         machine = run('virsh', '--quiet', 'list', '--name').stdout.strip()
         return run('virsh', '--quiet', 'backup-dumpxml', machine, status=None).stdout if machine else ''
+
+
+class Incremental(unittest.TestCase):
+    """A small measurement of incremental backups, which compares what they restore with the disk by itself."""
+
+    CASES = ['virtnbdbackup', 'vmsnap-qcow2', 'vmsnap-changed']
+
+    @classmethod
+    def setUpClass(cls):
+        cls.output = lib.SANDBOX / 'incremental'
+        cls.before = helpers()
+        cls.printed = run(INCREMENTAL, '--smoke', '--output', cls.output, timeout=300).stdout
+        cls.after = helpers()
+        cls.figures = json.loads((cls.output / 'incremental.json').read_text())
+
+    def test_figures(self):
+        self.assertEqual([case['name'] for case in self.figures['cases']], self.CASES)
+        for case in self.figures['cases']:
+            with self.subTest(case=case['name']):
+                [figures] = case['rounds']
+                for level in ('full', 'incremental'):
+                    for quantity in ('seconds', 'read', 'stored'):
+                        self.assertGreater(figures[level][quantity], 0)
+                # All that was data, and much less than that.
+                self.assertGreaterEqual(figures['full']['read'], self.figures['data'])
+                self.assertLess(figures['incremental']['read'], self.figures['data'] / 2)
+                self.assertLess(figures['incremental']['stored'], figures['full']['stored'] / 2)
+
+    def test_same_changes(self):
+        # All but the tables of the image, and what tells QEMU of events.
+        read = [case['rounds'][0]['incremental']['read'] for case in self.figures['cases']]
+        self.assertLess(max(read) - min(read), lib.MIB)
+
+    def test_nothing_left(self):
+        self.assertEqual(self.after - self.before, set())
+        self.assertEqual(run('virsh', '--quiet', 'list', '--all').stdout.strip(), '')
+
+    def test_table(self):
+        self.assertEqual(self.printed, (self.output / 'incremental.md').read_text())
+        lines = cells(self.printed)
+        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+        self.assertEqual([line[0] for line in lines[2:]], [case['title'] for case in self.figures['cases']])
