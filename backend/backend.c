@@ -84,9 +84,10 @@ static void record_set_outcome(VmsnapRecord *record, const char *outcome, const 
     record->reason = g_strdup(reason);
 }
 
-/* That it broke is worse. */
+/* What went wrong with the snapshot itself is worse, and stays so when all is cleared. */
 static void record_set_leftover(int fd, VmsnapRecord *record, const GError *left) {
-    if (!g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
+    if (!g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN) &&
+        !g_str_equal(record->outcome, VMSNAP_OUTCOME_UNCOMMITTED))
         record_set_outcome(record, VMSNAP_OUTCOME_LEFTOVER, left->message);
     (void)vmsnap_record_update(fd, record);
 }

@@ -118,23 +118,15 @@ static gboolean snapshot_commit_checkpoint(VmsnapLibvirtSnapshot *snapshot, gint
 }
 
 /* While the job runs, the guardian goes on trying to end it, and does this then. */
-static gboolean snapshot_settle_checkpoint(VmsnapLibvirtSnapshot *snapshot, gboolean commit, gint64 deadline_us,
-                                           GError **error) {
+static gboolean snapshot_delete_checkpoint(VmsnapLibvirtSnapshot *snapshot, gint64 deadline_us, GError **error) {
     VmsnapRecord *record = snapshot->record;
     if (!record->checkpoint || record->job)
         return TRUE;
-    g_autoptr(GError) commit_error = NULL;
-    if (commit && !vmsnap_snapshot_is_broken(&snapshot->base) &&
-        snapshot_commit_checkpoint(snapshot, deadline_us, &commit_error))
-        return TRUE;
-    const VmsnapUnsettled unsettled = unsettled_of(record, snapshot->connection, commit_error ? 0 : deadline_us);
-    gboolean deleted = vmsnap_libvirt_settle_checkpoint(&unsettled, commit_error ? NULL : error);
+    const VmsnapUnsettled unsettled = unsettled_of(record, snapshot->connection, deadline_us);
+    gboolean deleted = vmsnap_libvirt_settle_checkpoint(&unsettled, error);
     if (deleted)
         record_clear_checkpoint(record);
-    if (!commit_error)
-        return deleted;
-    g_propagate_error(error, g_steal_pointer(&commit_error));
-    return FALSE;
+    return deleted;
 }
 
 static void snapshot_close_disks(VmsnapLibvirtSnapshot *snapshot) {
@@ -147,13 +139,15 @@ static void snapshot_close_disks(VmsnapLibvirtSnapshot *snapshot) {
     }
 }
 
-static void record_note_outcome(VmsnapLibvirtSnapshot *snapshot, gboolean aborted, const GError *error) {
+/* @uncommitted: the checkpoint was to be kept, and will not be */
+static void record_note_outcome(VmsnapLibvirtSnapshot *snapshot, gboolean aborted, gboolean uncommitted,
+                                const GError *error) {
     VmsnapRecord *record = snapshot->record;
     record->reason = vmsnap_snapshot_dup_break_reason(&snapshot->base);
     if (record->reason) {
         record->outcome = g_strdup(VMSNAP_OUTCOME_BROKEN);
     } else if (error) {
-        record->outcome = g_strdup(VMSNAP_OUTCOME_LEFTOVER);
+        record->outcome = g_strdup(uncommitted ? VMSNAP_OUTCOME_UNCOMMITTED : VMSNAP_OUTCOME_LEFTOVER);
         record->reason = g_strdup(error->message);
     } else {
         record->outcome = g_strdup(aborted ? VMSNAP_OUTCOME_ABORTED : VMSNAP_OUTCOME_COMPLETE);
@@ -167,9 +161,11 @@ gboolean vmsnap_libvirt_release(VmsnapLibvirtSnapshot *snapshot, gboolean aborte
     g_autoptr(GError) first_error = NULL;
     (void)snapshot_end_job(snapshot, &first_error);
     (void)snapshot_end_quiesce(snapshot, first_error ? NULL : &first_error);
-    (void)snapshot_settle_checkpoint(snapshot, commit && !first_error, deadline_us, first_error ? NULL : &first_error);
+    gboolean wanted = commit && snapshot->record->checkpoint && !vmsnap_snapshot_is_broken(&snapshot->base);
+    gboolean committed = wanted && !first_error && snapshot_commit_checkpoint(snapshot, deadline_us, &first_error);
+    (void)snapshot_delete_checkpoint(snapshot, first_error ? 0 : deadline_us, first_error ? NULL : &first_error);
     if (snapshot->published) {
-        record_note_outcome(snapshot, aborted, first_error);
+        record_note_outcome(snapshot, aborted, wanted && !committed, first_error);
         vmsnap_record_update(snapshot->record_fd, snapshot->record);
     }
     gboolean released = !first_error;

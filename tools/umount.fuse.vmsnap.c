@@ -96,6 +96,12 @@ static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
                     "failed to keep the snapshot of '%s': %s; do not trust what was copied from '%s'", record->machine,
                     record->reason, record->mount_point);
+    else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_UNCOMMITTED))
+        g_set_error(
+            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+            "failed to keep the checkpoint of '%s': %s; what was copied is whole, but the next backup begins from "
+            "an earlier checkpoint",
+            record->machine, record->reason);
     else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_LEFTOVER))
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                     "failed to clear up after the snapshot of '%s', which was whole: %s", record->machine,

@@ -37,8 +37,9 @@ typedef struct {
 
 #define VMSNAP_OUTCOME_COMPLETE "complete"
 #define VMSNAP_OUTCOME_ABORTED "aborted"
-#define VMSNAP_OUTCOME_BROKEN "broken"     /* the snapshot was lost */
-#define VMSNAP_OUTCOME_LEFTOVER "leftover" /* the snapshot was whole, but something could not be removed */
+#define VMSNAP_OUTCOME_BROKEN "broken"           /* the snapshot was lost */
+#define VMSNAP_OUTCOME_UNCOMMITTED "uncommitted" /* the snapshot was whole, but its checkpoint could not be kept */
+#define VMSNAP_OUTCOME_LEFTOVER "leftover"       /* the snapshot was whole, but something could not be removed */
 
 /** Returns: whether there is something in the machine, or may be, that has to be undone or settled. */
 static inline gboolean vmsnap_record_has_left(const VmsnapRecord *record) {

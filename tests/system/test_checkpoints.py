@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import chains
 import faults
@@ -125,7 +126,7 @@ class Life(chains.TestCase):
         instant = chains.truth(self.vm)
         mount, name = self.begin()
         self.chain.copy(mount, instant)
-        record = Path('/run/vmsnap') / f'{mount.status()["uuid"]}.json'
+        record = Path('/run/vmsnap', f'{mount.status()["uuid"]}.json')
         mount.kill(guardian=True)
         content = json.loads(record.read_text())
         note = json.dumps({'snapshot': content['uuid'], 'committed': True, 'disks': []})
