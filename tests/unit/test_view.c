@@ -62,16 +62,20 @@ static void fixture_start(Fixture *fixture) {
     g_assert_true(started);
 }
 
-static void fixture_scan(Fixture *fixture) {
+static void fixture_wait(const Fixture *fixture) {
     Latch complete;
     latch_init(&complete);
-    fixture_start(fixture);
     for (guint i = 0; i < fixture->view->disks->len; i++) {
         VmsnapDiskView *disk = g_ptr_array_index(fixture->view->disks, i);
         vmsnap_scan_wait(disk->scan, G_MAXINT64, latch_count, &complete);
     }
     latch_wait(&complete, fixture->view->disks->len);
     latch_clear(&complete);
+}
+
+static void fixture_scan(Fixture *fixture) {
+    fixture_start(fixture);
+    fixture_wait(fixture);
 }
 
 static void fixture_clear(Fixture *fixture) {
@@ -519,13 +523,17 @@ static gpointer read_status(gpointer view) {
     return NULL;
 }
 
+/* From when the view has started on, while its disks are mapped. */
 static void test_threads_may_read_the_status_at_once(void) {
     Fixture fixture;
     GThread *threads[3];
     fixture_init(&fixture);
+    memory_snapshot_hold(fixture.snapshot);
+    fixture_start(&fixture);
     for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
         threads[i] = g_thread_new("status", read_status, fixture.view);
-    fixture_scan(&fixture);
+    memory_snapshot_release(fixture.snapshot);
+    fixture_wait(&fixture);
     vmsnap_snapshot_break(fixture.snapshot, "the guest was stopped");
     for (size_t i = 0; i < G_N_ELEMENTS(threads); i++)
         (void)g_thread_join(threads[i]);
