@@ -9,6 +9,8 @@
 #include <string.h>
 
 #define OWN_PREFIX "made by vmsnap: "
+/* Far more than ours have. */
+#define MAX_DEPTH 16
 
 static void disk_free(gpointer data) {
     VmsnapCheckpointDisk *disk = data;
@@ -103,9 +105,21 @@ static void note_parse(VmsnapCheckpoint *checkpoint, JsonObject *note) {
         json_array_foreach_element(json_node_get_array(disks), disk_note_parse, checkpoint);
 }
 
+/* json-glib goes as deep as the text does, until there is no stack left. */
+static gboolean is_shallow(const char *text) {
+    unsigned depth = 0;
+    for (; *text && depth <= MAX_DEPTH; text++) {
+        if (*text == '[' || *text == '{')
+            depth++;
+        else if ((*text == ']' || *text == '}') && depth > 0)
+            depth--;
+    }
+    return depth <= MAX_DEPTH;
+}
+
 static void description_parse(VmsnapCheckpoint *checkpoint, const char *description) {
     checkpoint->committed = TRUE;
-    if (!description || !g_str_has_prefix(description, OWN_PREFIX))
+    if (!description || !g_str_has_prefix(description, OWN_PREFIX) || !is_shallow(description))
         return;
     g_autoptr(JsonNode) note = json_from_string(description + strlen(OWN_PREFIX), NULL);
     if (note && JSON_NODE_HOLDS_OBJECT(note))

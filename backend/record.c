@@ -21,7 +21,7 @@
 #define LOCK_TRIES 5
 #define LOCK_PAUSE_US 2000
 /* Far more than any record: what is larger is not one. */
-#define MAX_RECORD_BYTES ((size_t)64 << 10)
+#define MAX_RECORD_BYTES ((size_t)1 << 20)
 
 /* The string fields, by their name in the file. */
 static const struct {
@@ -141,7 +141,7 @@ VmsnapRecord *vmsnap_record_read(int fd, GError **error) {
 static gboolean record_store(int fd, const VmsnapRecord *record) {
     g_autofree char *json = record_to_text(record);
     struct stat status;
-    if (fstat(fd, &status) != 0)
+    if (strlen(json) > MAX_RECORD_BYTES || fstat(fd, &status) != 0)
         return FALSE;
     g_autofree char *text = g_strdup_printf("%-*s", (int)MIN(status.st_size, (off_t)MAX_RECORD_BYTES), json);
     size_t length = strlen(text);

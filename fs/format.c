@@ -66,7 +66,8 @@ gboolean vmsnap_format_check(const VmsnapFormatOptions *options, const VmsnapSna
         if (strlen(name) <= NAME_MAX)
             continue;
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to use format %s: the file name '%s' is longer than %d bytes; use format=raw",
+                    "failed to use format %s: the file name '%s' is longer than %d bytes; shorten the name of the "
+                    "machine, the disk or the checkpoint",
                     options->format->name, name, NAME_MAX);
         return FALSE;
     }

@@ -80,5 +80,5 @@ void vmsnap_layout_get_segment(const VmsnapLayout *layout, uint64_t offset, Vmsn
  */
 void vmsnap_layout_compute(const VmsnapLayout *layout, uint64_t offset, size_t length, uint8_t *buffer);
 
-/** Returns: how much of the file is not known to be zero; exact once the scan of its disk is complete. */
+/** Returns: how much of the file is not known to be zero, at most; of whole disks exact once their scan is complete. */
 uint64_t vmsnap_layout_get_allocated_bytes(const VmsnapLayout *layout);

@@ -216,8 +216,8 @@ static gboolean parse_checkpoint_name(char **target, const char *option, const c
     return vmsnap_checkpoint_name_is_valid(value)
                ? set_string(target, value)
                : usage_error(error,
-                             "failed to use option '%s=%s': a name of a checkpoint is text without a slash, and does "
-                             "not begin with a dot",
+                             "failed to use option '%s=%s': a name of a checkpoint is printable text without a slash, "
+                             "and does not begin with a dot",
                              option, value);
 }
 

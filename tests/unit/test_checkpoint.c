@@ -221,6 +221,31 @@ static void test_entities_do_not_expand(void) {
     g_assert_true(!checkpoint || !checkpoint->snapshot);
 }
 
+/* Whoever may define a checkpoint must not end the process that lists them. */
+static void test_deep_descriptions_are_survived(void) {
+    static const char *const openings[] = {"[", "{\"a\":"};
+    for (size_t i = 0; i < G_N_ELEMENTS(openings); i++) {
+        GString *description = g_string_new("made by vmsnap: ");
+        for (int n = 0; n < 500000; n++)
+            (void)g_string_append(description, openings[i]);
+        g_autoptr(VmsnapCheckpoint) checkpoint = parse_described(description->str);
+        g_assert_null(checkpoint->snapshot);
+        g_string_free(description, TRUE);
+    }
+}
+
+/* XML has no way to write them: libvirt would refuse the whole checkpoint, and not say why. */
+static void test_names_have_no_control_characters(void) {
+    static const char *const bad[] = {"a\x01", "\x1b[2J", "a\x7f", "a\xef\xbf\xbf"};
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autofree char *escaped = g_markup_escape_text(bad[i], -1);
+        g_autofree char *xml = g_strdup_printf("<domaincheckpoint><name>%s</name></domaincheckpoint>", escaped);
+        g_autoptr(VmsnapCheckpoint) checkpoint = vmsnap_checkpoint_parse(xml, NULL);
+        g_test_message("%zu: %s", i, checkpoint ? "XML has it" : "XML has it not");
+        g_assert_true(checkpoint || !vmsnap_checkpoint_name_is_valid(bad[i]));
+    }
+}
+
 /* What is written is read again */
 
 static VmsnapSnapshot *snapshot_new(void) {
@@ -437,6 +462,8 @@ int main(int argc, char **argv) {
     ADD("disks-are-described", test_disks_are_described);
     ADD("hostile-disks-tell-nothing", test_hostile_disks_tell_nothing);
     ADD("huge-numbers-are-survived", test_huge_numbers_are_survived);
+    ADD("names-have-no-control-characters", test_names_have_no_control_characters);
+    ADD("deep-descriptions-are-survived", test_deep_descriptions_are_survived);
     ADD("entities-do-not-expand", test_entities_do_not_expand);
     ADD("a-description-is-read-again", test_a_description_is_read_again);
     ADD("odd-disks-are-described", test_odd_disks_are_described);
