@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Bytes that tell of a format, disks and reads: the files must be what parsers of their own expect, and each read a
- * part of the whole. For libFuzzer, or for driver.c.
+ * Bytes that tell of a format, disks, what has changed of them, and reads: the files must be what parsers of their own
+ * expect, and each read a part of the whole. For libFuzzer, or for driver.c.
  */
 #include "fuzz_layout.h"
 
@@ -60,6 +60,21 @@ static void extents_pad_to_sector(GArray *extents) {
         extents_append(extents, VMSNAP_EXTENT_ZERO, SECTOR_BYTES - size % SECTOR_BYTES);
 }
 
+/* As long as the disk. */
+static GArray *take_changes(Input *input, uint64_t size_bytes) {
+    g_autoptr(GArray) taken = take_extents(input);
+    GArray *changes = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    for (guint i = 0; i < taken->len && size_bytes > 0; i++) {
+        VmsnapExtent extent = g_array_index(taken, VmsnapExtent, i);
+        uint64_t length = MIN(extent.length_bytes, size_bytes);
+        extents_append(changes, extent.kind, length);
+        size_bytes -= length;
+    }
+    if (size_bytes > 0)
+        extents_append(changes, VMSNAP_EXTENT_CLEAN, size_bytes);
+    return changes;
+}
+
 static VmsnapSnapshot *take_snapshot(Input *input, const VmsnapFormatOptions *format) {
     static const char *const names[] = {"vda", "vdb", "vdc"};
     VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
@@ -68,7 +83,9 @@ static VmsnapSnapshot *take_snapshot(Input *input, const VmsnapFormatOptions *fo
         GArray *extents = take_extents(input);
         if (format->format == &vmsnap_format_qcow2)
             extents_pad_to_sector(extents);
-        (void)memory_snapshot_add_disk(snapshot, names[i], extents);
+        VmsnapDisk *disk = memory_snapshot_add_disk(snapshot, names[i], extents);
+        if (format->format->shows_changes && take(input, 1) % 2)
+            memory_disk_set_changes(disk, "c1", take_changes(input, disk->size_bytes));
     }
     return snapshot;
 }
