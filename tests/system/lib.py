@@ -16,6 +16,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -361,9 +362,10 @@ class Vm:
         assert not said, said
 
     def state_and_jobs(self):
-        """The state, and what domjobinfo and backup-dumpxml say: '' where there is nothing. One virsh costs less than three."""
-        result = run('virsh', '--quiet', '--connect', self.uri,
-                     f'domstate {self.name}; domjobinfo {self.name}; backup-dumpxml {self.name}', user=self.user, status=None)
+        """The state, and what domjobinfo and backup-dumpxml say, '' if nothing. One virsh costs less than three."""
+        name = shlex.quote(self.name)  # virsh understands that, too
+        commands = f'domstate {name}; domjobinfo {name}; backup-dumpxml {name}'
+        result = run('virsh', '--quiet', '--connect', self.uri, commands, user=self.user, status=None)
         state, _, rest = result.stdout.partition('\n')
         if state == 'shut off':
             return state, '', ''
