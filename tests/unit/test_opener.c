@@ -52,9 +52,9 @@ static void test_dd_is_known_by_its_blocks(void) {
         const char *argument;
         gboolean large;
     } cases[] = {
-        {"bs=1M", TRUE},    {"bs=128k", TRUE},   {"ibs=8M", TRUE},   {"bs=262144", TRUE},
-        {"bs=127k", FALSE}, {"bs=4k", FALSE},    {"ibs=10k", FALSE}, {"obs=1M", FALSE},
-        {"cbs=1M", FALSE},  {"count=9M", FALSE}, {"status=", FALSE},
+        {"bs=1M", TRUE},    {"bs=128k", TRUE},   {"ibs=8M", TRUE},       {"bs=262144", TRUE},
+        {"bs=127k", FALSE}, {"bs=4k", FALSE},    {"ibs=10k", FALSE},     {"obs=1M", FALSE},
+        {"cbs=1M", FALSE},  {"count=9M", FALSE}, {"status=none", FALSE},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++)
         g_assert_true(reads_large_blocks((const char *const[]){"dd", cases[i].argument, NULL}) == cases[i].large);
@@ -63,7 +63,8 @@ static void test_dd_is_known_by_its_blocks(void) {
 
 /* A shell by the name of dd, which does not mind its arguments. */
 static void test_a_strange_command_line_does_no_harm(void) {
-    static const char *const cases[] = {"bs=", "bs", "bs=lots", "=1M", "bs=99999999999999999999", "\xff\n", ""};
+    static const char *const cases[] = {"bs=",     "bs",     "bs=lots", "=1M", "bs=99999999999999999999",
+                                        "status=", "\xff\n", ""};
     g_autofree char *directory = g_dir_make_tmp("vmsnap-opener-XXXXXX", NULL);
     g_autofree char *dd = g_build_filename(directory, "dd", NULL);
     g_assert_cmpint(symlink("/bin/sh", dd), ==, 0);
