@@ -76,7 +76,9 @@ class Files(lib.TestCase):
         """Just these files; .vmsnap is not listed, but can be reached by its name."""
         self.assertEqual(sorted(os.listdir(self.mount.point)), self.names)
         self.assertEqual(run('ls', '-A', self.mount.point).stdout.split(), self.names)
-        self.assertEqual(sorted(os.listdir(self.mount / '.vmsnap')), HIDDEN)
+        self.assertEqual(sorted(os.listdir(self.mount / '.vmsnap')), sorted([*HIDDEN, 'map']))
+        self.assertEqual(sorted(os.listdir(self.mount / '.vmsnap/map')),
+                         ['vda.borg', 'vda.json', 'vdb.borg', 'vdb.json'])
         found = run('find', self.mount.point, '-printf', '%P %y\n').stdout.splitlines()
         self.assertEqual(sorted(found), sorted([' d'] + [f'{name} f' for name in self.names]))
         with os.scandir(self.mount.point) as entries:
@@ -143,11 +145,12 @@ class Files(lib.TestCase):
         self.assertEqual(manifest['uuid'], str(uuid.UUID(manifest['uuid'])))
         self.assertEqual(manifest['uuid'], self.mount.status()['uuid'])
         self.assertEqual(manifest['source'], {'backend': 'libvirt', 'name': self.vm.name, 'uuid': self.vm.uuid})
+        changed = {'since': None, 'modified': manifest['instant']}
         self.assertEqual(manifest['disks'], [
-            {'name': 'vda', 'file': 'vda.raw', 'format': 'raw', 'size': 256 * MIB,
-             'source': str(self.vm.images['vda'])},
-            {'name': 'vdb', 'file': 'vdb.raw', 'format': 'raw', 'size': 64 * MIB + 512,
-             'source': str(self.vm.images['vdb'])}])
+            {'name': 'vda', 'file': 'vda.raw', 'format': 'raw', 'size': 256 * MIB, 'dirty': 256 * MIB,
+             'source': str(self.vm.images['vda']), **changed},
+            {'name': 'vdb', 'file': 'vdb.raw', 'format': 'raw', 'size': 64 * MIB + 512, 'dirty': 64 * MIB + 512,
+             'source': str(self.vm.images['vdb']), **changed}])
         self.assertEqual({each['name']: each['reason'] for each in manifest['left-out']}, {
             'hda': 'is a CD-ROM', 'hdb': 'is a CD-ROM', 'fda': 'is a floppy', 'fdb': 'is a floppy',
             'vdc': 'is read-only'})
