@@ -2,6 +2,8 @@
 /* The companions of a disk, made and freed together. */
 #include "disk_view.h"
 
+#include "block_map.h"
+
 /*
  * A 16 TiB disk in 64 KiB pieces by turns data and zero would want 1 GiB; past this bound small holes are data, and
  * what lies between changes counts as changed.
@@ -24,6 +26,7 @@ void vmsnap_disk_view_free(VmsnapDiskView *view) {
         return;
     vmsnap_scan_free(view->scan);
     vmsnap_scan_free(view->changes);
+    vmsnap_block_map_free(view->shown);
     vmsnap_progress_free(view->progress);
     g_free(view);
 }

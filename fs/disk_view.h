@@ -9,6 +9,8 @@
 #include "scan.h"
 #include "throttle.h"
 
+typedef struct VmsnapBlockMap VmsnapBlockMap;
+
 /** Immutable once its file is there; what it points to takes care of itself. */
 typedef struct {
     VmsnapDisk *disk;
@@ -16,8 +18,8 @@ typedef struct {
     VmsnapScan *changes; /* NULL where nobody knows what has changed */
     VmsnapProgress *progress;
     VmsnapThrottle *throttle; /* not owned; NULL for no limit */
-    gboolean only_changes;    /* its file shows no more */
-    uint64_t changed_bytes;   /* then: how much of that is data */
+    VmsnapBlockMap *shown;    /* what its file shows, where that is only changes; or NULL; owned */
+    gboolean only_changes;    /* is set earlier than that */
 } VmsnapDiskView;
 
 /** @disk and @throttle (or NULL) must outlive the view. */

@@ -13,7 +13,7 @@ struct VmsnapOpenFiles {
 static void open_file_free(gpointer data) {
     VmsnapOpenFile *file = data;
     vmsnap_reader_close(file->reader);
-    g_free(file->content);
+    g_clear_pointer(&file->content, g_bytes_unref);
     g_free(file);
 }
 

@@ -7,7 +7,7 @@
 /** What one open(2) has of a file: a reader of its layout, or a live file's content as of that moment. */
 typedef struct {
     VmsnapReader *reader;
-    char *content;
+    GBytes *content;
 } VmsnapOpenFile;
 
 typedef struct VmsnapOpenFiles VmsnapOpenFiles;

@@ -70,10 +70,10 @@ static void fill_file_size(const VmsnapNode *node, struct stat *ret_attributes) 
     if (node->layout) {
         ret_attributes->st_size = (off_t)node->layout->size_bytes;
         allocated_bytes = vmsnap_layout_get_allocated_bytes(node->layout);
-    } else {
-        g_autofree char *content = node->generate(node->live_data);
-        ret_attributes->st_size = (off_t)strlen(content);
-        allocated_bytes = (uint64_t)ret_attributes->st_size;
+    } else if (!node->map || vmsnap_scan_is_complete(node->map->scan)) {
+        g_autoptr(GBytes) content = node->generate(node->live_data);
+        allocated_bytes = g_bytes_get_size(content);
+        ret_attributes->st_size = (off_t)allocated_bytes;
     }
     ret_attributes->st_blocks = (blkcnt_t)((allocated_bytes + 511) / 512);
 }
@@ -223,9 +223,10 @@ static void op_read(fuse_req_t request, fuse_ino_t id, size_t length, off_t offs
         vmsnap_reader_read(open_file->reader, (uint64_t)offset, length, read_done, request);
         return;
     }
-    size_t size = strlen(open_file->content);
+    size_t size;
+    const char *content = g_bytes_get_data(open_file->content, &size);
     size_t start = MIN((size_t)offset, size);
-    (void)fuse_reply_buf(request, open_file->content + start, MIN(length, size - start));
+    (void)fuse_reply_buf(request, content + start, MIN(length, size - start));
 }
 
 /* An order is given by one write(2), as the shell's echo does it. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The format "raw": a file is the disk as it is, with its zero extents as zero segments. Where only changes are asked
- * for, what is clean is a hole, and zeroes that have changed are none.
+ * for, it is what the list beside it says: what is the same is a hole, and zeroes that have changed are none.
  */
+#include "block_map.h"
 #include "format.h"
 
 static void raw_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSegment *ret_segment) {
@@ -32,15 +33,13 @@ VmsnapLayout *vmsnap_layout_new_raw(VmsnapDiskView *disk) {
 }
 
 static void changed_segment_at(const VmsnapLayout *layout, uint64_t offset, VmsnapSegment *ret_segment) {
-    VmsnapExtentKind kind = VMSNAP_EXTENT_DIRTY;
-    uint64_t length_bytes = 0;
-    gboolean known = vmsnap_extent_map_lookup(vmsnap_disk_view_get_changes(layout->disk), offset, &kind, &length_bytes);
-    if (known && kind == VMSNAP_EXTENT_CLEAN) {
+    uint64_t length_bytes;
+    VmsnapRangeKind kind = vmsnap_block_map_find(layout->disk->shown, offset, &length_bytes);
+    if (kind == VMSNAP_RANGE_SAME)
         *ret_segment = (VmsnapSegment){.kind = VMSNAP_SEGMENT_ZERO, .length_bytes = length_bytes};
-        return;
-    }
-    vmsnap_segment_init_disk(ret_segment, layout->disk, offset, length_bytes);
-    if (ret_segment->kind == VMSNAP_SEGMENT_ZERO)
+    else
+        vmsnap_segment_init_disk(ret_segment, layout->disk, offset, length_bytes);
+    if (kind != VMSNAP_RANGE_SAME && ret_segment->kind == VMSNAP_SEGMENT_ZERO)
         ret_segment->kind = VMSNAP_SEGMENT_COMPUTED;
 }
 
@@ -51,7 +50,7 @@ static void changed_compute(const VmsnapLayout *layout, uint64_t offset, size_t 
 }
 
 static uint64_t changed_allocated_bytes(const VmsnapLayout *layout) {
-    return vmsnap_disk_view_get_dirty_bytes(layout->disk);
+    return layout->size_bytes - vmsnap_block_map_count(layout->disk->shown, VMSNAP_RANGE_SAME);
 }
 
 static const VmsnapLayoutClass changed_class = {
@@ -66,7 +65,7 @@ static VmsnapLayout *raw_layout_new(const VmsnapFormatOptions *options, const Vm
     (void)snapshot;
     g_assert(n_disks == 1);
     VmsnapLayout *layout = vmsnap_layout_new_raw(disks[0]);
-    if (options->only_changed && disks[0]->changes)
+    if (options->only_changed && disks[0]->shown)
         layout->class = &changed_class;
     return layout;
 }

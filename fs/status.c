@@ -6,6 +6,7 @@
  */
 #include "status.h"
 
+#include "block_map.h"
 #include "json.h"
 #include "manifest.h"
 
@@ -31,10 +32,10 @@ static DiskStatus disk_status_take(const VmsnapDiskView *view) {
     };
     uint64_t known_bytes = vmsnap_extent_map_get_known_bytes(map);
     status.data_bytes = known_bytes - MIN(known_bytes, status.zero_bytes);
-    if (view->only_changes) {
-        status.hidden_bytes = status.size_bytes - status.dirty_bytes;
-        status.data_bytes = view->changed_bytes;
-        status.zero_bytes = status.dirty_bytes - view->changed_bytes;
+    if (view->shown) {
+        status.hidden_bytes = vmsnap_block_map_count(view->shown, VMSNAP_RANGE_SAME);
+        status.data_bytes = vmsnap_block_map_count(view->shown, VMSNAP_RANGE_DATA);
+        status.zero_bytes = vmsnap_block_map_count(view->shown, VMSNAP_RANGE_ZERO);
     }
 
     status.has_scratch = vmsnap_disk_get_scratch(view->disk, &status.scratch_used_bytes, &status.scratch_left_bytes);
@@ -113,6 +114,12 @@ static void append_disk_line(GString *text, const VmsnapDiskView *view) {
     g_autofree char *data = g_format_size_full(status.data_bytes, G_FORMAT_SIZE_IEC_UNITS);
     g_autofree char *read = g_format_size_full(status.read_bytes, G_FORMAT_SIZE_IEC_UNITS);
     g_string_append_printf(text, "%-8s %s, %s of data, %s read", view->disk->name, size, data, read);
+    if (view->disk->since) {
+        g_autofree char *dirty = g_format_size_full(status.dirty_bytes, G_FORMAT_SIZE_IEC_UNITS);
+        g_string_append_printf(text, ", %s changed since %s", dirty, view->disk->since);
+    }
+    if (view->disk->full_reason)
+        g_string_append_printf(text, ", in full: %s", view->disk->full_reason);
     if (status.has_scratch) {
         g_autofree char *used = g_format_size_full(status.scratch_used_bytes, G_FORMAT_SIZE_IEC_UNITS);
         g_autofree char *left = g_format_size_full(status.scratch_left_bytes, G_FORMAT_SIZE_IEC_UNITS);
@@ -131,6 +138,8 @@ char *vmsnap_status_build_text(const VmsnapView *view) {
     GString *text = g_string_new(NULL);
     g_string_append_printf(text, "snapshot %s of %s\n", snapshot->uuid, snapshot->machine);
     g_string_append_printf(text, "instant  %s\n", instant);
+    if (snapshot->checkpoint)
+        g_string_append_printf(text, "checkpoint %s\n", snapshot->checkpoint);
     if (break_reason)
         g_string_append_printf(text, "status   error: %s\n", break_reason);
     else

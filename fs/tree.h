@@ -7,8 +7,8 @@
 
 #define VMSNAP_TREE_ROOT_ID 1
 
-/** Makes the content of a live file as of now; returns it (transfer full), NUL-terminated. Any thread. */
-typedef char *(*VmsnapGenerateFunc)(gpointer user_data);
+/** Makes the content of a live file as of now; returns it (transfer full). Any thread. */
+typedef GBytes *(*VmsnapGenerateFunc)(gpointer user_data);
 
 /** Takes what somebody wrote into a live file; returns 0 or -errno. Any thread; must not block. */
 typedef int (*VmsnapStoreFunc)(const char *text, gpointer user_data);

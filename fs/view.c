@@ -2,9 +2,8 @@
 /* Which files a snapshot has, and what their readers share. */
 #include "view.h"
 
-#include "block_map.h"
 #include "manifest.h"
-#include "map_wait.h"
+#include "map_file.h"
 #include "size.h"
 #include "status.h"
 
@@ -19,17 +18,21 @@
 #define HIDDEN_NAME ".vmsnap"
 #define MANIFEST_NAME "manifest.json"
 
-static char *status_json_generate(gpointer user_data) {
-    return vmsnap_status_build_json(user_data);
+static GBytes *bytes_of(char *text) {
+    return g_bytes_new_take(text, strlen(text));
 }
 
-static char *status_text_generate(gpointer user_data) {
-    return vmsnap_status_build_text(user_data);
+static GBytes *status_json_generate(gpointer user_data) {
+    return bytes_of(vmsnap_status_build_json(user_data));
 }
 
-static char *speed_generate(gpointer user_data) {
+static GBytes *status_text_generate(gpointer user_data) {
+    return bytes_of(vmsnap_status_build_text(user_data));
+}
+
+static GBytes *speed_generate(gpointer user_data) {
     const VmsnapView *view = user_data;
-    return g_strdup_printf("%" G_GUINT64_FORMAT "\n", vmsnap_throttle_get_rate(view->throttle));
+    return bytes_of(g_strdup_printf("%" G_GUINT64_FORMAT "\n", vmsnap_throttle_get_rate(view->throttle)));
 }
 
 static int speed_store(const char *text, gpointer user_data) {
@@ -41,8 +44,8 @@ static int speed_store(const char *text, gpointer user_data) {
     return 0;
 }
 
-static char *commit_generate(gpointer user_data) {
-    return g_strdup(vmsnap_view_has_commit(user_data) ? "yes\n" : "no\n");
+static GBytes *commit_generate(gpointer user_data) {
+    return bytes_of(g_strdup(vmsnap_view_has_commit(user_data) ? "yes\n" : "no\n"));
 }
 
 /* Whoever gives the order of a snapshot that is lost must not believe that it was heard. */
@@ -56,25 +59,27 @@ static int commit_store(const char *text, gpointer user_data) {
     return 0;
 }
 
-static char *map_json_generate(gpointer user_data) {
-    return vmsnap_block_map_build_json(user_data);
-}
-
-static char *map_lines_generate(gpointer user_data) {
-    return vmsnap_block_map_build_lines(user_data);
+static GBytes *map_generate(gpointer user_data) {
+    return vmsnap_map_file_get(user_data);
 }
 
 static VmsnapNode *view_add_memory_file(VmsnapView *view, VmsnapNode *directory, const char *name, GBytes *content) {
     return vmsnap_tree_add_file(view->tree, directory, name, vmsnap_layout_new_memory(content));
 }
 
+static void view_add_map(VmsnapView *view, VmsnapNode *directory, const VmsnapDiskView *disk, const char *suffix,
+                         VmsnapMapTextFunc to_text) {
+    g_autofree char *name = g_strconcat(disk->disk->name, suffix, NULL);
+    VmsnapMapFile *file = vmsnap_map_file_new(disk, to_text);
+    g_ptr_array_add(view->map_files, file);
+    vmsnap_tree_add_live_file(view->tree, directory, name, map_generate, NULL, file)->map = disk;
+}
+
 static void view_add_maps(VmsnapView *view, VmsnapNode *directory) {
     for (guint i = 0; i < view->disks->len; i++) {
-        VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
-        g_autofree char *json_name = g_strconcat(disk->disk->name, ".json", NULL);
-        g_autofree char *lines_name = g_strconcat(disk->disk->name, ".borg", NULL);
-        vmsnap_tree_add_live_file(view->tree, directory, json_name, map_json_generate, NULL, disk)->map = disk;
-        vmsnap_tree_add_live_file(view->tree, directory, lines_name, map_lines_generate, NULL, disk)->map = disk;
+        const VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
+        view_add_map(view, directory, disk, ".json", vmsnap_block_map_to_json);
+        view_add_map(view, directory, disk, ".borg", vmsnap_block_map_to_lines);
     }
 }
 
@@ -103,6 +108,7 @@ VmsnapView *vmsnap_view_new(VmsnapSnapshot *snapshot, const VmsnapViewOptions *o
     view->snapshot = snapshot;
     view->format = options->format;
     view->disks = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_disk_view_free);
+    view->map_files = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_map_file_free);
     view->tree = vmsnap_tree_new(snapshot->machine_uuid);
     view->throttle = vmsnap_throttle_new(options->speed_bytes_per_s);
     view->resources = resources_new(view, options);
@@ -141,6 +147,7 @@ void vmsnap_view_free(VmsnapView *view) {
     if (!view)
         return;
     vmsnap_tree_free(view->tree);
+    g_ptr_array_unref(view->map_files);
     g_ptr_array_unref(view->disks);
     vmsnap_buffer_pool_free(view->resources.demand);
     vmsnap_buffer_pool_free(view->resources.ahead);
@@ -153,8 +160,7 @@ static void view_add_changes_list(VmsnapView *view, const VmsnapDiskView *disk) 
     g_autofree char *name = name_changes_list(&view->format, disk->disk);
     if (!name)
         return;
-    char *lines = vmsnap_block_map_build_lines(disk);
-    g_autoptr(GBytes) content = g_bytes_new_take(lines, strlen(lines));
+    g_autoptr(GBytes) content = bytes_of(vmsnap_block_map_to_lines(disk->shown));
     (void)view_add_memory_file(view, vmsnap_tree_get(view->tree, VMSNAP_TREE_ROOT_ID), name, content);
 }
 
@@ -202,11 +208,11 @@ static gboolean view_map_content(VmsnapView *view, VmsnapInterruptedFunc interru
     return !needs_maps(view) || vmsnap_map_wait(view->snapshot, scans, interrupted, user_data, error);
 }
 
-static void view_count_changes(VmsnapView *view) {
+static void view_list_changes(VmsnapView *view) {
     for (guint i = 0; i < view->disks->len; i++) {
         VmsnapDiskView *disk = g_ptr_array_index(view->disks, i);
         if (disk->only_changes)
-            disk->changed_bytes = vmsnap_block_map_count_data(disk);
+            disk->shown = vmsnap_block_map_new(disk);
     }
 }
 
@@ -235,7 +241,7 @@ gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, 
     if (!view_map_changes(view, interrupted, user_data, error) ||
         !view_map_content(view, interrupted, user_data, error))
         return FALSE;
-    view_count_changes(view);
+    view_list_changes(view);
     view_date_disks(view);
     view_add_disks(view);
     view_add_manifest(view);

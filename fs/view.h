@@ -18,9 +18,10 @@ typedef struct {
 typedef struct {
     VmsnapSnapshot *snapshot;
     VmsnapFormatOptions format;
-    int has_read_error; /* atomic; some reader was told that a read failed */
-    int has_commit;     /* atomic; the order to commit the checkpoint was given */
-    GPtrArray *disks;   /* of VmsnapDiskView, owned; in the order of the snapshot */
+    int has_read_error;   /* atomic; some reader was told that a read failed */
+    int has_commit;       /* atomic; the order to commit the checkpoint was given */
+    GPtrArray *disks;     /* of VmsnapDiskView, owned; in the order of the snapshot */
+    GPtrArray *map_files; /* of VmsnapMapFile, owned */
     VmsnapTree *tree;
     VmsnapThrottle *throttle;        /* of all disks; owned */
     VmsnapReaderResources resources; /* for readers of the files; owned */

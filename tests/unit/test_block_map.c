@@ -24,6 +24,18 @@ typedef struct {
     char kind; /* the first letter: d, z, s */
 } Range;
 
+/* Returns: (transfer full): the list of a disk as lines. */
+static char *build_lines(const VmsnapDiskView *view) {
+    g_autoptr(VmsnapBlockMap) map = vmsnap_block_map_new(view);
+    return vmsnap_block_map_to_lines(map);
+}
+
+/* Returns: (transfer full): the list of a disk as JSON. */
+static char *build_json(const VmsnapDiskView *view) {
+    g_autoptr(VmsnapBlockMap) map = vmsnap_block_map_new(view);
+    return vmsnap_block_map_to_json(map);
+}
+
 /* @extents, @changes: (transfer full); there may be no changes */
 static void fixture_init(Fixture *fixture, GArray *extents, GArray *changes) {
     fixture->snapshot = memory_snapshot_new(NULL);
@@ -138,7 +150,8 @@ static void check_equal(const VmsnapDiskView *view, const GArray *ranges, const 
         g_assert_cmpint(range->kind, ==, naive->kind);
         data_bytes += range->kind == 'd' ? range->length_bytes : 0;
     }
-    g_assert_cmpuint(vmsnap_block_map_count_data(view), ==, data_bytes);
+    g_autoptr(VmsnapBlockMap) map = vmsnap_block_map_new(view);
+    g_assert_cmpuint(vmsnap_block_map_count(map, VMSNAP_RANGE_DATA), ==, data_bytes);
 }
 
 /* @extents, @changes: (transfer full); there may be no changes */
@@ -147,8 +160,8 @@ static void check_disk(GArray *extents, GArray *changes) {
         Fixture fixture;
         fixture_init(&fixture, g_array_ref(extents), changes ? g_array_ref(changes) : NULL);
         fixture_map(&fixture, only_changes);
-        g_autofree char *lines = vmsnap_block_map_build_lines(fixture.view);
-        g_autofree char *json = vmsnap_block_map_build_json(fixture.view);
+        g_autofree char *lines = build_lines(fixture.view);
+        g_autofree char *json = build_json(fixture.view);
         g_autoptr(GArray) expected = naive_ranges(fixture.disk);
         g_autoptr(GArray) of_lines = lines_parse(lines), of_json = json_parse(json);
         check_equal(fixture.view, of_lines, expected);
@@ -193,8 +206,8 @@ static void test_the_text_is_as_documented(void) {
     extents_append(changes, VMSNAP_EXTENT_CLEAN, 2192);
     fixture_init(&fixture, extents, changes);
     fixture_map(&fixture, FALSE);
-    g_autofree char *lines = vmsnap_block_map_build_lines(fixture.view);
-    g_autofree char *json = vmsnap_block_map_build_json(fixture.view);
+    g_autofree char *lines = build_lines(fixture.view);
+    g_autofree char *json = build_json(fixture.view);
     g_assert_cmpstr(lines, ==, "0 4096 data\n4096 1904 zero\n6000 2192 same\n");
     g_assert_cmpstr(json, ==,
                     "[\n{\"start\": 0, \"length\": 4096, \"type\": \"data\"},\n"
@@ -206,12 +219,13 @@ static void test_the_text_is_as_documented(void) {
 static void test_an_empty_disk_has_no_ranges(void) {
     Fixture fixture;
     fixture_init(&fixture, g_array_new(FALSE, FALSE, sizeof(VmsnapExtent)), NULL);
-    g_autofree char *lines = vmsnap_block_map_build_lines(fixture.view);
-    g_autofree char *json = vmsnap_block_map_build_json(fixture.view);
+    g_autofree char *lines = build_lines(fixture.view);
+    g_autofree char *json = build_json(fixture.view);
     g_autoptr(GArray) ranges = json_parse(json);
     g_assert_cmpstr(lines, ==, "");
     g_assert_cmpuint(ranges->len, ==, 0);
-    g_assert_cmpuint(vmsnap_block_map_count_data(fixture.view), ==, 0);
+    g_autoptr(VmsnapBlockMap) map = vmsnap_block_map_new(fixture.view);
+    g_assert_cmpuint(vmsnap_block_map_count(map, VMSNAP_RANGE_DATA), ==, 0);
     fixture_clear(&fixture);
 }
 
@@ -224,12 +238,12 @@ static void test_what_is_not_known_is_data(void) {
         latch_init(&called);
         GArray *changes = with_changes ? extents_one(VMSNAP_EXTENT_CLEAN, 3 * window) : NULL;
         fixture_init(&fixture, extents_one(VMSNAP_EXTENT_ZERO, 3 * window), changes);
-        g_autofree char *before = vmsnap_block_map_build_lines(fixture.view);
+        g_autofree char *before = build_lines(fixture.view);
         g_assert_cmpstr(before, ==, "0 6442450944 data\n");
         VmsnapScan *scan = with_changes ? fixture.view->changes : fixture.view->scan;
         vmsnap_scan_resolve(scan, window, latch_count, &called);
         latch_wait(&called, 1);
-        g_autofree char *lines = vmsnap_block_map_build_lines(fixture.view);
+        g_autofree char *lines = build_lines(fixture.view);
         g_assert_cmpstr(lines, ==,
                         with_changes ? "0 2147483648 data\n2147483648 2147483648 same\n4294967296 2147483648 data\n"
                                      : "0 2147483648 data\n2147483648 2147483648 zero\n4294967296 2147483648 data\n");
@@ -283,7 +297,7 @@ static void check_long_list(GArray *extents, GArray *changes) {
     Fixture fixture;
     fixture_init(&fixture, extents, changes);
     fixture_map(&fixture, FALSE);
-    g_autofree char *lines = vmsnap_block_map_build_lines(fixture.view);
+    g_autofree char *lines = build_lines(fixture.view);
     g_autoptr(GArray) naive = naive_ranges(fixture.disk), ranges = lines_parse(lines);
     check_coarse(ranges, naive, fixture.disk->size_bytes);
     /* What is long enough is still told, where there is anything such. */
@@ -308,8 +322,8 @@ static void test_a_coarse_list_is_json_too(void) {
     Fixture fixture;
     fixture_init(&fixture, extents_many(MAX_RANGES + 1000, 16), NULL);
     fixture_map(&fixture, FALSE);
-    g_autofree char *lines = vmsnap_block_map_build_lines(fixture.view);
-    g_autofree char *json = vmsnap_block_map_build_json(fixture.view);
+    g_autofree char *lines = build_lines(fixture.view);
+    g_autofree char *json = build_json(fixture.view);
     guint n_lines = 0, n_objects = 0;
     for (const char *c = lines; *c; c++)
         n_lines += *c == '\n';

@@ -13,6 +13,12 @@
 #define WINDOW_BYTES VMSNAP_EXTENT_MAP_WINDOW_BYTES
 #define MIB(n) ((uint64_t)(n) << 20)
 
+/* Returns: (transfer full): the list of a disk as lines. */
+static char *build_lines(const VmsnapDiskView *view) {
+    g_autoptr(VmsnapBlockMap) map = vmsnap_block_map_new(view);
+    return vmsnap_block_map_to_lines(map);
+}
+
 static const VmsnapFormatOptions only_changed = {.format = &vmsnap_format_raw, .only_changed = TRUE};
 static const VmsnapFormatOptions whole = {.format = &vmsnap_format_raw};
 
@@ -112,9 +118,32 @@ static void test_a_large_disk_has_large_holes(void) {
     naive_fixture_clear(&fixture);
 }
 
+/* What a list that has become coarse calls data is the disk's: a hole would be copied over it as zeroes. */
+static void test_a_file_is_as_coarse_as_its_list(void) {
+    const uint64_t size = ((UINT64_C(1) << 18) + 1000) * 4096;
+    NaiveFixture fixture;
+    VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
+    VmsnapDisk *disk = memory_snapshot_add_disk(snapshot, "vda", extents_one(VMSNAP_EXTENT_DATA, size));
+    memory_disk_set_changes(disk, "cp1", extents_alternate(size, 4096));
+    naive_fixture_init(&fixture, snapshot, &only_changed);
+    const VmsnapDiskView *view = g_ptr_array_index(fixture.view->disks, 0);
+    const VmsnapLayout *layout = find(&fixture, "vda.changed.raw")->layout;
+    g_assert_cmpuint(vmsnap_block_map_count(view->shown, VMSNAP_RANGE_DATA), >, size / 2);
+    g_assert_cmpuint(vmsnap_layout_get_allocated_bytes(layout), >, size / 2);
+    for (int i = 0; i < 200; i++) {
+        uint8_t data[4096], expected[4096] = {0};
+        uint64_t offset = random_below(size / 4096) * 4096, length;
+        if (vmsnap_block_map_find(view->shown, offset, &length) == VMSNAP_RANGE_DATA)
+            memory_disk_expand(disk, expected, sizeof expected, offset);
+        naive_read(layout, offset, sizeof data, data);
+        g_assert_cmpmem(data, sizeof data, expected, sizeof expected);
+    }
+    naive_fixture_clear(&fixture);
+}
+
 static void check_map_file(const NaiveFixture *fixture, const char *name, guint i) {
     const VmsnapNode *node = find(fixture, name);
-    g_autofree char *lines = vmsnap_block_map_build_lines(g_ptr_array_index(fixture->view->disks, i));
+    g_autofree char *lines = build_lines(g_ptr_array_index(fixture->view->disks, i));
     g_assert_nonnull(node);
     g_autoptr(GByteArray) content = naive_read_all(node->layout);
     g_assert_cmpmem(content->data, content->len, lines, strlen(lines));
@@ -203,6 +232,7 @@ int main(int argc, char **argv) {
     ADD("any-changes-equal-naive", test_any_changes_equal_naive);
     ADD("changes-of-one-kind", test_changes_of_one_kind);
     ADD("a-large-disk-has-large-holes", test_a_large_disk_has_large_holes);
+    ADD("a-file-is-as-coarse-as-its-list", test_a_file_is_as_coarse_as_its_list);
     ADD("each-disk-is-shown-by-what-is-known", test_each_disk_is_shown_by_what_is_known);
     ADD("the-list-is-there-before-it-is-opened", test_the_list_is_there_before_it_is_opened);
     ADD("raw-files-are-whole-disks", test_raw_files_are_whole_disks);

@@ -8,8 +8,8 @@
 #define MACHINE_A "11111111-2222-4333-8444-555555555555"
 #define MACHINE_B "11111111-2222-4333-8444-555555555556"
 
-static char *generate(gpointer user_data) {
-    return g_strdup(user_data);
+static GBytes *generate(gpointer user_data) {
+    return g_bytes_new(user_data, strlen(user_data) + 1);
 }
 
 static VmsnapLayout *memory_layout(const char *text) {
@@ -69,7 +69,8 @@ static void test_lookup_finds_hidden_ones_and_no_others(void) {
 static void test_live_files_are_made_when_asked(void) {
     VmsnapTree *tree = vmsnap_tree_new(MACHINE_A);
     VmsnapNode *live = vmsnap_tree_add_live_file(tree, root_of(tree), "status", generate, NULL, (gpointer) "fine");
-    g_autofree char *content = live->generate(live->live_data);
+    g_autoptr(GBytes) bytes = live->generate(live->live_data);
+    const char *content = g_bytes_get_data(bytes, NULL);
     g_assert_cmpstr(content, ==, "fine");
     g_assert_null(live->layout);
     g_assert_false(vmsnap_node_is_directory(live));

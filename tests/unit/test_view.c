@@ -84,6 +84,13 @@ static void fixture_clear(Fixture *fixture) {
     vmsnap_snapshot_free(fixture->snapshot);
 }
 
+/* Returns: (transfer full): as a string; consumes @bytes. */
+static char *text_of(GBytes *bytes) {
+    gsize length;
+    g_autofree char *data = g_bytes_unref_to_data(bytes, &length);
+    return g_strndup(data, length);
+}
+
 static const VmsnapNode *find(const Fixture *fixture, const char *directory, const char *name) {
     const VmsnapNode *node = vmsnap_tree_get(fixture->view->tree, VMSNAP_TREE_ROOT_ID);
     if (directory)
@@ -413,7 +420,7 @@ static void test_instants_are_rfc_3339_in_utc(void) {
 
 static JsonObject *status_parse(JsonParser *parser, const Fixture *fixture) {
     const VmsnapNode *node = find(fixture, ".vmsnap", "status.json");
-    g_autofree char *text = node->generate(node->live_data);
+    g_autofree char *text = text_of(node->generate(node->live_data));
     g_assert_true(g_str_has_suffix(text, "\n"));
     return parse(parser, text, -1);
 }
@@ -501,7 +508,7 @@ static void test_the_status_for_people_names_each_disk(void) {
     fixture_init(&fixture);
     fixture_scan(&fixture);
     const VmsnapNode *node = find(&fixture, ".vmsnap", "status");
-    g_autofree char *text = node->generate(node->live_data);
+    g_autofree char *text = text_of(node->generate(node->live_data));
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     g_assert_cmpuint(g_strv_length(lines), ==, 6);
     g_assert_cmpstr(lines[0], ==, "snapshot 6f1c2d3e-0000-4000-8000-000000000001 of vm1");
@@ -542,7 +549,7 @@ static void test_threads_may_read_the_status_at_once(void) {
 
 static void check_speed(const Fixture *fixture, const char *expected) {
     const VmsnapNode *node = find(fixture, ".vmsnap", "speed");
-    g_autofree char *text = node->generate(node->live_data);
+    g_autofree char *text = text_of(node->generate(node->live_data));
     g_assert_cmpstr(text, ==, expected);
 }
 
