@@ -2,6 +2,7 @@
 /* Descriptions are a few words for people, and then JSON. */
 #include "checkpoint.h"
 
+#include "json_text.h"
 #include "vmsnap/error.h"
 #include "xml.h"
 
@@ -9,8 +10,7 @@
 #include <string.h>
 
 #define OWN_PREFIX "made by vmsnap: "
-/* Far more than ours have. */
-#define MAX_DEPTH 16
+#define TRACKED_DISKS "/domaincheckpoint/disks/disk[@checkpoint='bitmap' and @name]"
 
 static void disk_free(gpointer data) {
     VmsnapCheckpointDisk *disk = data;
@@ -57,8 +57,7 @@ static void sources_parse(VmsnapCheckpoint *checkpoint, xmlXPathContext *context
 }
 
 static void disks_parse(VmsnapCheckpoint *checkpoint, xmlXPathContext *context) {
-    g_autoptr(xmlXPathObject) found = xmlXPathEvalExpression(
-        (const xmlChar *)"/domaincheckpoint/disks/disk[@checkpoint='bitmap' and @name]", context);
+    g_autoptr(xmlXPathObject) found = xmlXPathEvalExpression((const xmlChar *)TRACKED_DISKS, context);
     int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
     for (int i = 0; i < n_found; i++) {
         context->node = found->nodesetval->nodeTab[i];
@@ -69,14 +68,8 @@ static void disks_parse(VmsnapCheckpoint *checkpoint, xmlXPathContext *context) 
     context->node = NULL;
 }
 
-/* Returns: the member if it is of that type, or NULL. */
-static JsonNode *find_member(JsonObject *object, const char *name, GType type) {
-    JsonNode *node = json_object_get_member(object, name);
-    return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == type ? node : NULL;
-}
-
 static gint64 int_member(JsonObject *object, const char *name) {
-    JsonNode *node = find_member(object, name, G_TYPE_INT64);
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_INT64);
     return node ? MAX(json_node_get_int(node), 0) : 0;
 }
 
@@ -85,7 +78,7 @@ static void disk_note_parse(JsonArray *array, guint index, JsonNode *element, gp
     (void)index;
     const VmsnapCheckpoint *checkpoint = user_data;
     JsonObject *object = JSON_NODE_HOLDS_OBJECT(element) ? json_node_get_object(element) : NULL;
-    JsonNode *name = object ? find_member(object, "name", G_TYPE_STRING) : NULL;
+    JsonNode *name = object ? vmsnap_json_find(object, "name", G_TYPE_STRING) : NULL;
     VmsnapCheckpointDisk *disk = name ? find_disk(checkpoint, json_node_get_string(name)) : NULL;
     if (!disk)
         return;
@@ -94,8 +87,8 @@ static void disk_note_parse(JsonArray *array, guint index, JsonNode *element, gp
 }
 
 static void note_parse(VmsnapCheckpoint *checkpoint, JsonObject *note) {
-    JsonNode *snapshot = find_member(note, "snapshot", G_TYPE_STRING);
-    JsonNode *committed = find_member(note, "committed", G_TYPE_BOOLEAN);
+    JsonNode *snapshot = vmsnap_json_find(note, "snapshot", G_TYPE_STRING);
+    JsonNode *committed = vmsnap_json_find(note, "committed", G_TYPE_BOOLEAN);
     JsonNode *disks = json_object_get_member(note, "disks");
     if (!snapshot)
         return;
@@ -105,31 +98,18 @@ static void note_parse(VmsnapCheckpoint *checkpoint, JsonObject *note) {
         json_array_foreach_element(json_node_get_array(disks), disk_note_parse, checkpoint);
 }
 
-/* json-glib goes as deep as the text does, until there is no stack left. */
-static gboolean is_shallow(const char *text) {
-    unsigned depth = 0;
-    for (; *text && depth <= MAX_DEPTH; text++) {
-        if (*text == '[' || *text == '{')
-            depth++;
-        else if ((*text == ']' || *text == '}') && depth > 0)
-            depth--;
-    }
-    return depth <= MAX_DEPTH;
-}
-
 static void description_parse(VmsnapCheckpoint *checkpoint, const char *description) {
     checkpoint->committed = TRUE;
-    if (!description || !g_str_has_prefix(description, OWN_PREFIX) || !is_shallow(description))
+    if (!description || !g_str_has_prefix(description, OWN_PREFIX))
         return;
-    g_autoptr(JsonNode) note = json_from_string(description + strlen(OWN_PREFIX), NULL);
-    if (note && JSON_NODE_HOLDS_OBJECT(note))
+    g_autoptr(JsonNode) note = vmsnap_json_parse(description + strlen(OWN_PREFIX), NULL);
+    if (note)
         note_parse(checkpoint, json_node_get_object(note));
 }
 
-static gboolean parse_error(GError **error) {
+static void set_parse_error(GError **error) {
     g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                         "failed to read the XML of a checkpoint: it has no name");
-    return FALSE;
 }
 
 VmsnapCheckpoint *vmsnap_checkpoint_parse(const char *xml, GError **error) {
@@ -138,8 +118,10 @@ VmsnapCheckpoint *vmsnap_checkpoint_parse(const char *xml, GError **error) {
     g_autoptr(VmsnapCheckpoint) checkpoint = g_new0(VmsnapCheckpoint, 1);
     checkpoint->disks = g_ptr_array_new_with_free_func(disk_free);
     checkpoint->name = context ? vmsnap_xml_find_text(context, "/domaincheckpoint/name") : NULL;
-    if (!checkpoint->name && !parse_error(error))
+    if (!checkpoint->name) {
+        set_parse_error(error);
         return NULL;
+    }
     disks_parse(checkpoint, context);
     sources_parse(checkpoint, context);
     g_autofree char *description = vmsnap_xml_find_text(context, "/domaincheckpoint/description");
@@ -201,7 +183,7 @@ char *vmsnap_checkpoint_build_xml(const char *name, const char *description, con
     g_string_append(xml, "  <disks>\n");
     for (guint i = 0; i < domain->disks->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
-        gboolean tracked = vmsnap_domain_disk_keeps_track(disk) && g_ptr_array_find((GPtrArray *)selected, disk, NULL);
+        gboolean tracked = disk->keeps_track && g_ptr_array_find((GPtrArray *)selected, disk, NULL);
         g_string_append(xml, "    <disk");
         vmsnap_xml_append_attribute(xml, "name", disk->target);
         vmsnap_xml_append_attribute(xml, "checkpoint", tracked ? "bitmap" : "no");
@@ -219,17 +201,43 @@ static xmlNode *child_get(xmlNode *root, const char *name) {
     return xmlNewChild(root, NULL, (const xmlChar *)name, NULL);
 }
 
-char *vmsnap_checkpoint_replace_description(const char *xml, const char *description, GError **error) {
-    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
-    xmlNode *root = document ? xmlDocGetRootElement(document) : NULL;
-    if (!root && !parse_error(error))
-        return NULL;
-    g_autofree char *escaped = g_markup_escape_text(description, -1);
-    xmlNodeSetContent(child_get(root, "description"), (const xmlChar *)escaped);
+/* Returns: (transfer full): the document as text. */
+static char *document_to_text(xmlDoc *document) {
     xmlChar *memory = NULL;
     int length = 0;
     xmlDocDumpMemory(document, &memory, &length);
     char *text = g_strndup((const char *)memory, (gsize)length);
     xmlFree(memory);
     return text;
+}
+
+char *vmsnap_checkpoint_untrack(const char *xml, const char *message) {
+    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
+    g_autoptr(xmlXPathContext) context = document ? xmlXPathNewContext(document) : NULL;
+    g_autoptr(xmlXPathObject) found = context ? xmlXPathEvalExpression((const xmlChar *)TRACKED_DISKS, context) : NULL;
+    int n_found = found && found->nodesetval ? found->nodesetval->nodeNr : 0;
+    gboolean changed = FALSE;
+    for (int i = 0; i < n_found; i++) {
+        context->node = found->nodesetval->nodeTab[i];
+        g_autofree char *name = vmsnap_xml_find_text(context, "@name");
+        g_autofree char *quoted = g_strdup_printf("'%s'", name);
+        if (!strstr(message, quoted))
+            continue;
+        (void)xmlSetProp(context->node, (const xmlChar *)"checkpoint", (const xmlChar *)"no");
+        (void)xmlUnsetProp(context->node, (const xmlChar *)"bitmap");
+        changed = TRUE;
+    }
+    return changed ? document_to_text(document) : NULL;
+}
+
+char *vmsnap_checkpoint_replace_description(const char *xml, const char *description, GError **error) {
+    g_autoptr(xmlDoc) document = vmsnap_xml_parse(xml);
+    xmlNode *root = document ? xmlDocGetRootElement(document) : NULL;
+    if (!root) {
+        set_parse_error(error);
+        return NULL;
+    }
+    g_autofree char *escaped = g_markup_escape_text(description, -1);
+    xmlNodeSetContent(child_get(root, "description"), (const xmlChar *)escaped);
+    return document_to_text(document);
 }

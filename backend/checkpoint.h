@@ -50,5 +50,13 @@ char *vmsnap_checkpoint_describe(const VmsnapSnapshot *snapshot, gboolean commit
 char *vmsnap_checkpoint_build_xml(const char *name, const char *description, const VmsnapDomain *domain,
                                   const GPtrArray *selected);
 
+/**
+ * vmsnap_checkpoint_untrack:
+ * @message: libvirt's, which names disks in quotes
+ *
+ * Returns: (transfer full): the XML of a checkpoint without those disks, or NULL if it tracks none of them.
+ */
+char *vmsnap_checkpoint_untrack(const char *xml, const char *message);
+
 /** Returns: (transfer full): the XML of a checkpoint with another description, or NULL with @error set. */
 char *vmsnap_checkpoint_replace_description(const char *xml, const char *description, GError **error);

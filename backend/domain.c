@@ -17,6 +17,7 @@ static void domain_disk_free(gpointer data) {
     g_free(disk->source);
     g_free(disk->format);
     g_strfreev(disk->chain);
+    g_free(disk->node);
     g_free(disk);
 }
 
@@ -67,12 +68,20 @@ static char **chain_parse(xmlXPathContext *context) {
     return g_strv_builder_end(chain);
 }
 
+/* libvirt's own names for nodes are made of the number that it shows. */
+static char *node_parse(xmlXPathContext *context) {
+    g_autofree char *index = vmsnap_xml_find_text(context, "source/@index");
+    return index ? g_strdup_printf("libvirt-%s-format", index) : NULL;
+}
+
 static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
     VmsnapDomainDisk *disk = g_new0(VmsnapDomainDisk, 1);
     disk->target = vmsnap_xml_find_text(context, "target/@dev");
     disk->source = vmsnap_xml_find_source(context);
     disk->chain = chain_parse(context);
+    disk->node = node_parse(context);
     disk->format = vmsnap_xml_find_text(context, "driver/@type");
+    disk->keeps_track = g_strcmp0(disk->format, "qcow2") == 0;
     for (size_t i = 0; i < G_N_ELEMENTS(media_rules); i++) {
         if (!vmsnap_xml_is_true(context, media_rules[i].expression))
             continue;
@@ -287,10 +296,6 @@ char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray
     }
     g_string_append(xml, "  </disks>\n</domainbackup>\n");
     return g_string_free(xml, FALSE);
-}
-
-gboolean vmsnap_domain_disk_keeps_track(const VmsnapDomainDisk *disk) {
-    return g_strcmp0(disk->format, "qcow2") == 0;
 }
 
 char *vmsnap_domain_parse_backup_socket(const char *xml) {

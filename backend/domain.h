@@ -14,10 +14,12 @@ typedef enum {
 
 /** One drive of a domain. */
 typedef struct {
-    char *target; /* "vda" */
-    char *source; /* path, device or URI-like text, for people; NULL where there is none */
-    char *format; /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
-    char **chain; /* the source, and those of all images that it rests on */
+    char *target;         /* "vda" */
+    char *source;         /* path, device or URI-like text, for people; NULL where there is none */
+    char *format;         /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
+    char **chain;         /* the source, and those of all images that it rests on */
+    char *node;           /* QEMU's name for the image, of a running machine; or NULL */
+    gboolean keeps_track; /* of what changes since a checkpoint, as far as is known */
     VmsnapMedia media;
     const char *reason; /* static; NULL for writable media */
 } VmsnapDomainDisk;
@@ -68,9 +70,6 @@ char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray
 
 /** Returns: (transfer full): the name by which the changes of a disk are exported. */
 char *vmsnap_domain_name_bitmap(const char *target);
-
-/** Returns: whether the image of a disk can keep track of what changes since a checkpoint. */
-gboolean vmsnap_domain_disk_keeps_track(const VmsnapDomainDisk *disk);
 
 /** Returns: (transfer full): the scratch file of a disk. */
 char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target);

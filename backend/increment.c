@@ -89,7 +89,7 @@ static const VmsnapCheckpoint *choose_since(const VmsnapBeginOptions *options, c
 /* Returns: (transfer full): why a disk cannot be as asked for, or NULL if it can. */
 static char *find_obstacle(const VmsnapBeginOptions *options, const VmsnapDomainDisk *source,
                            const VmsnapCheckpoint *since, const VmsnapCheckpointDisk *before) {
-    if (!vmsnap_domain_disk_keeps_track(source))
+    if (!source->keeps_track)
         return g_strdup_printf("its image is %s, and only qcow2 keeps track of changes",
                                source->format ? source->format : "of no known format");
     if (!before && options->since)
@@ -125,7 +125,7 @@ static void snapshot_note_since(VmsnapSnapshot *snapshot) {
 
 static gboolean keep_track(const GPtrArray *selected) {
     for (guint i = 0; i < selected->len; i++)
-        if (vmsnap_domain_disk_keeps_track(g_ptr_array_index(selected, i)))
+        if (((const VmsnapDomainDisk *)g_ptr_array_index(selected, i))->keeps_track)
             return TRUE;
     return FALSE;
 }
@@ -169,13 +169,35 @@ gboolean vmsnap_increment_drop(VmsnapSnapshot *snapshot, const char *message) {
     return dropped;
 }
 
-gboolean vmsnap_increment_give_up(VmsnapSnapshot *snapshot, const char *reason) {
-    gboolean had_checkpoint = snapshot->checkpoint != NULL;
-    g_clear_pointer(&snapshot->checkpoint, g_free);
-    for (guint i = 0; had_checkpoint && i < snapshot->disks->len; i++)
-        disk_make_full(g_ptr_array_index(snapshot->disks, i), reason);
+/* Returns: the disk that @message is about, which names it as QEMU does, or NULL. */
+static VmsnapDomainDisk *find_by_node(const GPtrArray *selected, const char *message) {
+    for (guint i = 0; i < selected->len; i++) {
+        VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
+        g_autofree char *quoted = source->node ? g_strdup_printf("'%s'", source->node) : NULL;
+        if (quoted && strstr(message, quoted))
+            return source;
+    }
+    return NULL;
+}
+
+gboolean vmsnap_increment_untrack(VmsnapSnapshot *snapshot, const GPtrArray *selected, const char *message) {
+    VmsnapDomainDisk *untracked = find_by_node(selected, message);
+    gboolean tracks = FALSE;
+    if (!snapshot->checkpoint || !strstr(message, "bitmap"))
+        return FALSE;
+    for (guint i = 0; i < selected->len; i++) {
+        VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
+        if (untracked && source != untracked) {
+            tracks = tracks || source->keeps_track;
+            continue;
+        }
+        source->keeps_track = FALSE;
+        disk_make_full(g_ptr_array_index(snapshot->disks, i), message);
+    }
+    if (!tracks)
+        g_clear_pointer(&snapshot->checkpoint, g_free);
     snapshot_note_since(snapshot);
-    return had_checkpoint;
+    return TRUE;
 }
 
 gboolean vmsnap_increment_check_sizes(const VmsnapBeginOptions *options, VmsnapSnapshot *snapshot, GError **error) {

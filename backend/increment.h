@@ -28,12 +28,14 @@ gboolean vmsnap_increment_plan(const VmsnapBeginOptions *options, const GPtrArra
 gboolean vmsnap_increment_drop(VmsnapSnapshot *snapshot, const char *message);
 
 /**
- * vmsnap_increment_give_up:
- * @reason: why there can be no checkpoint
+ * vmsnap_increment_untrack:
+ * @selected: as for vmsnap_increment_plan()
+ * @message: why there can be no checkpoint; if it names the image of a disk, of that one only
  *
- * Lets all disks be full, without a new checkpoint. Returns: whether there was to be one.
+ * Lets disks be full that turn out not to keep track of changes, and leaves them out of the new checkpoint, or gives
+ * that up if none is left. Returns: FALSE if @message is about something else.
  */
-gboolean vmsnap_increment_give_up(VmsnapSnapshot *snapshot, const char *reason);
+gboolean vmsnap_increment_untrack(VmsnapSnapshot *snapshot, const GPtrArray *selected, const char *message);
 
 /**
  * vmsnap_increment_check_sizes:

@@ -250,25 +250,26 @@ static gboolean snapshot_try_begin_job(VmsnapLibvirtSnapshot *snapshot, const GP
  * another try, for which less is wanted.
  */
 static gboolean snapshot_want_less(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
-                                   gboolean since_is_bad, const GError *reason) {
+                                   const GPtrArray *selected, gboolean since_is_bad, const GError *reason) {
     if (!options->incremental)
         return FALSE;
-    if (since_is_bad && vmsnap_increment_drop(&snapshot->base, reason->message))
-        return TRUE;
-    return vmsnap_increment_give_up(&snapshot->base, reason->message);
+    return since_is_bad ? vmsnap_increment_drop(&snapshot->base, reason->message)
+                        : vmsnap_increment_untrack(&snapshot->base, selected, reason->message);
 }
 
 static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
                                    const GPtrArray *selected, GError **error) {
     snapshot->record->checkpoint = g_strdup(snapshot->base.checkpoint);
-    if (!record_promise(snapshot, &snapshot->record->job, error))
+    if (!record_promise(snapshot, &snapshot->record->job, error)) {
+        g_clear_pointer(&snapshot->record->checkpoint, g_free);
         return FALSE;
+    }
     for (;;) {
         g_autoptr(GError) begin_error = NULL;
         gboolean since_is_bad;
         if (snapshot_try_begin_job(snapshot, selected, &since_is_bad, &begin_error))
             return TRUE;
-        if (snapshot_want_less(snapshot, options, since_is_bad, begin_error))
+        if (snapshot_want_less(snapshot, options, selected, since_is_bad, begin_error))
             continue;
         if (since_is_bad)
             error_append_text(&begin_error, "; mount with -o incremental, which takes that disk in full");
@@ -385,7 +386,7 @@ VmsnapSnapshot *vmsnap_libvirt_begin(const VmsnapBeginOptions *options, GError *
     g_autoptr(GPtrArray) selected = NULL;
     gboolean prepared =
         snapshot_plan(snapshot, options, &selected, error) && snapshot_prepare(snapshot, options, error);
-    /* The record is published: now there is no other mount whose checkpoint it could be. */
+    /* The record is published: now there is no other mount of this user whose checkpoint it could be. */
     if (prepared)
         snapshot_delete_uncommitted(snapshot);
     if (!prepared || !snapshot_begin_quiesced(snapshot, options, selected, error) ||

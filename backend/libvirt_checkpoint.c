@@ -71,22 +71,39 @@ static gboolean checkpoint_find(virDomainPtr domain, const char *name, const cha
     return TRUE;
 }
 
-/* A crash of QEMU loses bitmaps that were never stored: then libvirt finds none to delete, and only its notes are left.
+/*
+ * A crash of QEMU loses bitmaps that were never stored, and another image has others. libvirt does not delete those
+ * that are left as long as one is not found, but it does when it is told that the checkpoint does not track that disk.
+ * Returns: whether it was told.
  */
+static gboolean checkpoint_untrack_lost(virDomainPtr domain, virDomainCheckpointPtr checkpoint) {
+    g_autofree char *message = g_strdup(virGetLastErrorMessage());
+    if (virGetLastErrorCode() != VIR_ERR_INTERNAL_ERROR || !strstr(message, "not found in backing chain"))
+        return FALSE;
+    g_autofree char *before = virDomainCheckpointGetXMLDesc(checkpoint, VIR_DOMAIN_CHECKPOINT_XML_SECURE);
+    g_autofree char *after = before ? vmsnap_checkpoint_untrack(before, message) : NULL;
+    g_autoptr(virDomainCheckpoint) redefined =
+        after ? virDomainCheckpointCreateXML(domain, after, VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE) : NULL;
+    return redefined != NULL;
+}
+
 static gboolean checkpoint_delete(virDomainPtr domain, const char *name, const char *snapshot, GError **error) {
     g_autoptr(virDomainCheckpoint) checkpoint = NULL;
     if (!checkpoint_find(domain, name, snapshot, &checkpoint, error))
         return FALSE;
-    if (!checkpoint)
-        return TRUE;
-    if (virDomainCheckpointDelete(checkpoint, 0) == 0 ||
-        (virGetLastErrorCode() == VIR_ERR_INTERNAL_ERROR &&
-         virDomainCheckpointDelete(checkpoint, VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY) == 0)) {
-        g_message("checkpoint '%s' is deleted", name);
-        return TRUE;
+    gboolean deleted = FALSE, again = checkpoint != NULL;
+    while (!deleted && again) {
+        deleted = virDomainCheckpointDelete(checkpoint, 0) == 0;
+        again = !deleted && checkpoint_untrack_lost(domain, checkpoint);
     }
+    if (deleted)
+        g_message("checkpoint '%s' is deleted", name);
+    if (deleted || !checkpoint)
+        return TRUE;
+    (void)set_checkpoint_error(error, "delete", name);
     if (virDomainIsActive(domain) != 0)
-        return set_checkpoint_error(error, "delete", name);
+        return FALSE;
+    g_clear_error(error);
     g_message("the checkpoint '%s' cannot be deleted while the guest is off: the next mount does it, and no backup "
               "begins from it",
               name);
@@ -121,7 +138,14 @@ static gboolean checkpoint_commit(virDomainPtr domain, const VmsnapUnsettled *un
         return FALSE;
     g_autoptr(virDomainCheckpoint) redefined =
         after ? virDomainCheckpointCreateXML(domain, after, VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE) : NULL;
-    return redefined || set_checkpoint_error(error, "commit", unsettled->name);
+    if (redefined)
+        return TRUE;
+    int code = virGetLastErrorCode();
+    (void)set_checkpoint_error(error, "commit", unsettled->name);
+    /* A libvirt that answers, and is not just busy, will say the same the next time. */
+    if (error && code != VIR_ERR_OPERATION_TIMEOUT && virConnectIsAlive(virDomainGetConnect(domain)) > 0)
+        (*error)->code = VMSNAP_ERROR_BROKEN;
+    return FALSE;
 }
 
 static gboolean checkpoint_try_settle(const VmsnapUnsettled *unsettled, GError **error) {

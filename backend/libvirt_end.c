@@ -105,9 +105,13 @@ static gboolean snapshot_commit_checkpoint(VmsnapLibvirtSnapshot *snapshot, gint
     VmsnapRecord *record = snapshot->record;
     record->commit = vmsnap_checkpoint_describe(&snapshot->base, TRUE);
     record->outcome = g_strdup(VMSNAP_OUTCOME_COMPLETE);
-    (void)vmsnap_record_update(snapshot->record_fd, record);
+    gboolean decided = vmsnap_record_update(snapshot->record_fd, record);
     const VmsnapUnsettled unsettled = unsettled_of(record, snapshot->connection, deadline_us);
-    gboolean committed = vmsnap_libvirt_settle_checkpoint(&unsettled, error);
+    gboolean committed = decided && vmsnap_libvirt_settle_checkpoint(&unsettled, error);
+    if (!decided)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to commit checkpoint '%s': the record beside '%s' cannot be written; free some space there",
+                    record->checkpoint, record->runtime_dir);
     if (committed) {
         record_clear_checkpoint(record);
         snapshot_prune_checkpoints(snapshot);
@@ -189,17 +193,36 @@ static gboolean recover_thaw(VmsnapRecord *record, GError **error) {
     return !record->frozen;
 }
 
-/* One that cannot be committed, since it or its domain is gone for instance, is not wanted any more. */
+/* Returns: FALSE with @error set if it is to be tried again; what can never be committed is to be deleted from then on.
+ */
+static gboolean recover_commit(VmsnapRecord *record, GError **error) {
+    const VmsnapUnsettled unsettled = unsettled_of(record, NULL, 0);
+    g_autoptr(GError) commit_error = NULL;
+    if (vmsnap_libvirt_settle_checkpoint(&unsettled, &commit_error)) {
+        record_clear_checkpoint(record);
+        return TRUE;
+    }
+    if (!g_error_matches(commit_error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN)) {
+        g_propagate_error(error, g_steal_pointer(&commit_error));
+        return FALSE;
+    }
+    g_clear_pointer(&record->commit, g_free);
+    g_free(record->outcome);
+    g_free(record->reason);
+    record->outcome = g_strdup(VMSNAP_OUTCOME_UNCOMMITTED);
+    record->reason = g_strdup(commit_error->message);
+    return TRUE;
+}
+
 static gboolean recover_checkpoint(VmsnapRecord *record, GError **error) {
     if (!record->checkpoint || record->job)
         return !record->checkpoint;
-    g_autoptr(GError) commit_error = NULL;
-    VmsnapUnsettled unsettled = unsettled_of(record, NULL, 0);
-    gboolean settled = unsettled.description && vmsnap_libvirt_settle_checkpoint(&unsettled, &commit_error);
-    if (commit_error)
-        g_warning("%s", commit_error->message);
-    unsettled.description = NULL;
-    if (settled || vmsnap_libvirt_settle_checkpoint(&unsettled, error))
+    if (record->commit && !recover_commit(record, error))
+        return FALSE;
+    if (!record->checkpoint)
+        return TRUE;
+    const VmsnapUnsettled unsettled = unsettled_of(record, NULL, 0);
+    if (vmsnap_libvirt_settle_checkpoint(&unsettled, error))
         record_clear_checkpoint(record);
     return !record->checkpoint;
 }

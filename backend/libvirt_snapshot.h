@@ -5,11 +5,12 @@
  *
  * States, and what exists in each:
  *
- *   prepared   record, private runtime and scratch directories
- *   begun      and the job, its socket and its scratch files, and the checkpoint; the guest was frozen for that moment,
- * if asked for open       and connections, configuration files: only this state is seen by others started    and I/O
- * threads, and the watch ended      record and directories, whose removal needs rights that the process may have given
- * up
+ * - prepared: record, private runtime and scratch directories
+ * - begun: and the job, its socket and its scratch files, and the checkpoint; the guest was frozen for that moment, if
+ *   asked for
+ * - open: and connections, configuration files; only this state is seen by others
+ * - started: and I/O threads, and the watch
+ * - ended: record and directories, whose removal needs rights that the process may have given up
  *
  * A begin that fails goes back through the same release as an end. A NULL field or an unset flag is a step that was
  * never tried; what was tried is undone even if it failed, since libvirt may fail to tell that it has begun. The record

@@ -3,6 +3,7 @@
 #include "vmsnap/record.h"
 
 #include "dirs.h"
+#include "json_text.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -89,29 +90,25 @@ static char *record_to_text(const VmsnapRecord *record) {
     return json_to_string(root, TRUE);
 }
 
-/* json-glib's own look-up complains in the log about a member of another type. */
 static char *dup_string_member(JsonObject *object, const char *name) {
-    JsonNode *node = json_object_get_member(object, name);
-    const char *text = node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_string(node) : NULL;
-    return text ? g_uri_unescape_string(text, NULL) : NULL;
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_STRING);
+    return node ? g_uri_unescape_string(json_node_get_string(node), NULL) : NULL;
 }
 
 static gint64 int_member(JsonObject *object, const char *name) {
-    JsonNode *node = json_object_get_member(object, name);
-    return node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_int(node) : 0;
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_INT64);
+    return node ? json_node_get_int(node) : 0;
 }
 
 static gboolean boolean_member(JsonObject *object, const char *name) {
-    JsonNode *node = json_object_get_member(object, name);
-    return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_boolean(node);
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_BOOLEAN);
+    return node && json_node_get_boolean(node);
 }
 
 static VmsnapRecord *record_from_text(const char *text, GError **error) {
-    g_autoptr(JsonNode) root = json_from_string(text, error);
-    if (!root)
-        return NULL;
-    if (!JSON_NODE_HOLDS_OBJECT(root)) {
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to read a snapshot record: not a JSON object");
+    g_autoptr(JsonNode) root = vmsnap_json_parse(text, error);
+    if (!root) {
+        g_prefix_error(error, "failed to read a snapshot record: ");
         return NULL;
     }
     JsonObject *object = json_node_get_object(root);

@@ -26,6 +26,8 @@ char *vmsnap_format_name_file(const VmsnapFormatOptions *options, const VmsnapDi
 }
 
 gboolean vmsnap_backing_pattern_is_valid(const char *pattern) {
+    if (strstr(pattern, "://"))
+        return FALSE;
     for (const char *c = pattern; *c; c++)
         if (*c == '%' && (*++c == '\0' || !strchr("ds%", *c)))
             return FALSE;

@@ -65,7 +65,10 @@ char *vmsnap_format_name_file(const VmsnapFormatOptions *options, const VmsnapDi
  */
 char *vmsnap_format_name_backing(const VmsnapFormatOptions *options, const VmsnapDisk *disk);
 
-/** Returns: whether a pattern for names of backing files makes sense: %d is the disk, %s the checkpoint, %% is %. */
+/**
+ * Returns: whether a pattern for names of backing files, which are no URLs, makes sense: %d is the disk, %s the
+ * checkpoint, %% is %.
+ */
 gboolean vmsnap_backing_pattern_is_valid(const char *pattern);
 
 /** Returns: QEMU's name for the format of a file: "raw" where its name says so, with .raw or .img, and else "qcow2". */

@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -224,6 +225,11 @@ int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer u
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to serve the mount: %s",
                 fuse_message_or(g_strerror(-result)));
     return -1;
+}
+
+gboolean vmsnap_session_is_connected(const VmsnapSession *session) {
+    struct pollfd device = {.fd = fuse_session_fd(session->fuse)};
+    return poll(&device, 1, 0) >= 0 && !(device.revents & POLLERR);
 }
 
 void vmsnap_session_free(VmsnapSession *session) {

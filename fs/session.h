@@ -53,6 +53,14 @@ typedef gboolean (*VmsnapReadyFunc)(gpointer user_data);
  */
 int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer user_data, GError **error);
 
+/**
+ * vmsnap_session_is_connected:
+ *
+ * Returns: whether the kernel still knows somebody who could read: the mount, a copy of it, or an open file. For a
+ * session that does not run any more.
+ */
+gboolean vmsnap_session_is_connected(const VmsnapSession *session);
+
 /** Frees a session whose snapshot has ended; answers what was still held back. NULL-safe. */
 void vmsnap_session_free(VmsnapSession *session);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapSession, vmsnap_session_free)

@@ -326,24 +326,26 @@ static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter 
     if (result >= 0 && !readiness.ready)
         set_interrupted_error(snapshot->machine, error);
     /*
-     * Who unmounts may send a signal, too, which may come first: then nobody stopped it. And a forced unmount looks
-     * like any other, but for the mount that is still there.
+     * Who unmounts in order leaves nobody who could read, and may send a SIGTERM, too, which may come first. A forced
+     * unmount looks like that, but is announced by a SIGINT.
      */
+    gboolean was_connected = vmsnap_session_is_connected(session);
     gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
-    *ret_aborted = was_mounted || !readiness.wanted;
+    *ret_aborted = was_connected || was_mounted || result == SIGINT || !readiness.wanted;
     return result >= 0 && readiness.ready;
 }
 
 /*
- * A copy for which a read has failed has not become one, so the next backup must not begin from there. Then the
- * snapshot counts as broken, so that umount tells: a checkpoint was asked for, and there is none.
+ * A copy for which a read has failed has not become one, so the next backup must not begin from there, unless somebody
+ * has said that it is safe. Then the snapshot counts as broken, so that umount tells: there was to be a checkpoint, and
+ * is none.
  */
 static gboolean decide_commit(const VmsnapOptions *options, const VmsnapView *view, gboolean aborted) {
     VmsnapSnapshot *snapshot = view->snapshot;
     if (!snapshot->checkpoint)
         return FALSE;
     if (options->commit == VMSNAP_COMMIT_EXPLICIT)
-        return vmsnap_view_has_commit(view);
+        return !aborted && vmsnap_view_has_commit(view);
     if (!aborted && !vmsnap_view_was_read_well(view))
         vmsnap_snapshot_break(snapshot, "a read had failed, so that checkpoint '%s' was rolled back",
                               snapshot->checkpoint);

@@ -264,8 +264,8 @@ static gboolean parse_backing(VmsnapOptions *options, const char *value, GError 
     if (!vmsnap_backing_pattern_is_valid(value))
         return usage_error(
             error,
-            "failed to use option 'backing=%s': after %% stands d for the disk, s for the checkpoint, or "
-            "another %%",
+            "failed to use option 'backing=%s': it is no file name, in which %%d is the disk, %%s the checkpoint and "
+            "%%%% a percent sign",
             value);
     (void)set_string(&options->backing, value);
     options->format.backing = options->backing;

@@ -11,7 +11,7 @@
 /** When a checkpoint is committed. */
 typedef enum {
     VMSNAP_COMMIT_UMOUNT,   /* when the mount ends, if all who read got what they asked for */
-    VMSNAP_COMMIT_EXPLICIT, /* then, too, if somebody has given the order meanwhile */
+    VMSNAP_COMMIT_EXPLICIT, /* when the mount ends, if somebody has given the order before */
 } VmsnapCommitMode;
 
 /** What the user wants, checked for sense but not against the system. */

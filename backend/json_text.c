@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "json_text.h"
+
+#include "vmsnap/error.h"
+
+#define MAX_DEPTH 16
+
+/* json-glib goes as deep as the text does, until there is no stack left. What is in strings counts as well. */
+static gboolean is_shallow(const char *text) {
+    unsigned depth = 0;
+    for (; *text && depth <= MAX_DEPTH; text++) {
+        if (*text == '[' || *text == '{')
+            depth++;
+        else if ((*text == ']' || *text == '}') && depth > 0)
+            depth--;
+    }
+    return depth <= MAX_DEPTH;
+}
+
+JsonNode *vmsnap_json_parse(const char *text, GError **error) {
+    g_autoptr(JsonNode) root = is_shallow(text) ? json_from_string(text, error) : NULL;
+    if (root && JSON_NODE_HOLDS_OBJECT(root))
+        return g_steal_pointer(&root);
+    if (error && !*error)
+        g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "not a JSON object of vmsnap's");
+    return NULL;
+}
+
+JsonNode *vmsnap_json_find(JsonObject *object, const char *name, GType type) {
+    JsonNode *node = json_object_get_member(object, name);
+    return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == type ? node : NULL;
+}

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* JSON that somebody else may have written. */
+#pragma once
+
+#include <json-glib/json-glib.h>
+
+/**
+ * vmsnap_json_parse:
+ *
+ * Returns: (transfer full): the object that @text is; or NULL with @error set, also if it is nested more deeply than any
+ * text of ours, which json-glib would not survive.
+ */
+JsonNode *vmsnap_json_parse(const char *text, GError **error);
+
+/** Returns: (transfer none): the member of that name if it is of that type of value, or NULL. */
+JsonNode *vmsnap_json_find(JsonObject *object, const char *name, GType type);
