@@ -7,8 +7,8 @@
 /**
  * vmsnap_json_parse:
  *
- * Returns: (transfer full): the object that @text is; or NULL with @error set, also if it is nested more deeply than any
- * text of ours, which json-glib would not survive.
+ * Returns: (transfer full): the object that @text is; or NULL with @error set, also if it is nested more deeply than
+ * any text of ours, which json-glib would not survive.
  */
 JsonNode *vmsnap_json_parse(const char *text, GError **error);
 

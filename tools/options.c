@@ -506,49 +506,55 @@ void vmsnap_options_free(VmsnapOptions *options) {
 }
 
 /* Options that make no sense together are more likely a mistake than meant. */
-static gboolean check_together(const VmsnapOptions *options, GError **error) {
-    gboolean is_qcow2 = options->format.format == &vmsnap_format_qcow2;
-    gboolean is_raw = options->format.format == &vmsnap_format_raw;
-    gboolean counts_changes = options->incremental || options->since;
-    gboolean has_checkpoint = options->incremental || options->checkpoint;
-    const char *changes_option = options->incremental ? "incremental" : "since";
-    const struct {
-        gboolean is_wrong;
-        const char *option;
-        const char *reason;
-    } rules[] = {
-        {options->has_cluster_size && !is_qcow2, "cluster_size",
-         "only format=qcow2 has clusters to choose; use "
-         "format=qcow2"},
-        {options->incremental && options->checkpoint, "checkpoint",
-         "incremental names its checkpoints itself; use "
-         "checkpoint= with since="},
-        {options->incremental && options->since, "since",
-         "incremental finds it out by itself; use since= with "
-         "checkpoint="},
-        {options->since && g_strcmp0(options->checkpoint, options->since) == 0, "checkpoint",
-         "it is the name of since=, too; choose another"},
-        {counts_changes && !options->format.format->shows_changes, changes_option,
-         "an archive is of whole disks; use format=raw or format=qcow2"},
-        {options->keep_checkpoints && !has_checkpoint, "keep_checkpoints",
-         "there is no new one; add incremental or "
-         "checkpoint="},
-        {options->has_commit && !has_checkpoint, "commit", "there is no checkpoint; add incremental or checkpoint="},
-        {options->commit == VMSNAP_COMMIT_EXPLICIT && options->read_only, "commit",
-         "the order is written into the mount, which ro prevents; drop one of them"},
-        {options->backing && !is_qcow2, "backing", "other formats have no backing file; use format=qcow2"},
-        {options->backing && !counts_changes, "backing", "a whole disk has no backing file; add incremental or since="},
-        {options->format.only_changed && !is_raw, "only_changed",
-         "it is for format=raw; format=qcow2 holds only that "
-         "anyway"},
-        {options->format.only_changed && !counts_changes, "only_changed",
-         "since when is not said; add incremental or "
-         "since="},
-    };
-    for (size_t i = 0; i < G_N_ELEMENTS(rules); i++)
+typedef struct {
+    gboolean is_wrong;
+    const char *option;
+    const char *reason;
+} Rule;
+
+static gboolean rules_check(const Rule *rules, size_t n_rules, GError **error) {
+    for (size_t i = 0; i < n_rules; i++)
         if (rules[i].is_wrong)
             return usage_error(error, "failed to use option '%s': %s", rules[i].option, rules[i].reason);
     return TRUE;
+}
+
+static gboolean check_checkpoint(const VmsnapOptions *options, GError **error) {
+    gboolean has_checkpoint = options->incremental || options->checkpoint;
+    gboolean is_explicit = options->commit == VMSNAP_COMMIT_EXPLICIT;
+    const Rule rules[] = {
+        {options->incremental && options->checkpoint, "checkpoint",
+         "incremental names its checkpoints itself; use checkpoint= with since="},
+        {options->incremental && options->since, "since",
+         "incremental finds it out by itself; use since= with checkpoint="},
+        {options->since && g_strcmp0(options->checkpoint, options->since) == 0, "checkpoint",
+         "it is the name of since=, too; choose another"},
+        {options->keep_checkpoints && !has_checkpoint, "keep_checkpoints",
+         "there is no new one; add incremental or checkpoint="},
+        {options->has_commit && !has_checkpoint, "commit", "there is no checkpoint; add incremental or checkpoint="},
+        {is_explicit && options->read_only, "commit",
+         "the order is written into the mount, which ro prevents; drop one of them"},
+    };
+    return rules_check(rules, G_N_ELEMENTS(rules), error);
+}
+
+static gboolean check_format(const VmsnapOptions *options, GError **error) {
+    gboolean is_qcow2 = options->format.format == &vmsnap_format_qcow2;
+    gboolean is_raw = options->format.format == &vmsnap_format_raw;
+    gboolean counts_changes = options->incremental || options->since;
+    const Rule rules[] = {
+        {options->has_cluster_size && !is_qcow2, "cluster_size",
+         "only format=qcow2 has clusters to choose; use format=qcow2"},
+        {counts_changes && !options->format.format->shows_changes, options->incremental ? "incremental" : "since",
+         "an archive is of whole disks; use format=raw or format=qcow2"},
+        {options->backing && !is_qcow2, "backing", "other formats have no backing file; use format=qcow2"},
+        {options->backing && !counts_changes, "backing", "a whole disk has no backing file; add incremental or since="},
+        {options->format.only_changed && !is_raw, "only_changed",
+         "it is for format=raw; format=qcow2 holds only that anyway"},
+        {options->format.only_changed && !counts_changes, "only_changed",
+         "since when is not said; add incremental or since="},
+    };
+    return rules_check(rules, G_N_ELEMENTS(rules), error);
 }
 
 VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
@@ -585,7 +591,7 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
     for (char **string = option_strings; string && *string; string++)
         if (!parse_option_string(options, *string, error))
             return NULL;
-    if (!check_together(options, error))
+    if (!check_checkpoint(options, error) || !check_format(options, error))
         return NULL;
     if (!options->show_version && !parse_operands(options, operands, error))
         return NULL;
