@@ -95,7 +95,10 @@ class VirtNbdBackup(Case):
     def restore(self, vm, directory, work):
         run('virtnbdrestore', '--input', directory, '--output', work / 'restored', '--noprogress', '--logfile',
             work / 'log', timeout=600)
-        return work / 'restored' / vm.images[DISK].name, 'qcow2'
+        image = work / 'restored' / vm.images[DISK].name
+        # It has let qemu-nbd write, and does not wait for its end, which is when the image's tables are written.
+        lib.wait_until(lambda: run('pgrep', '--full', image, status=None).returncode == 1, 'qemu-nbd has ended')
+        return image, 'qcow2'
 
 
 class Vmsnap(Case):
