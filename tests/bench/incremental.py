@@ -55,7 +55,7 @@ class Sizes:
 
 
 LARGE = Sizes(disk=8 * GIB, data=2 * GIB, blocks=20_000, run=64 * MIB, cleared=32 * MIB)
-SMALL = Sizes(disk=512 * MIB, data=128 * MIB, blocks=400, run=4 * MIB, cleared=2 * MIB)
+SMALL = Sizes(disk=256 * MIB, data=64 * MIB, blocks=64, run=2 * MIB, cleared=MIB)
 
 
 def parse_arguments():
