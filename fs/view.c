@@ -50,12 +50,14 @@ static GBytes *commit_generate(gpointer user_data) {
 
 /* Whoever gives the order of a snapshot that is lost must not believe that it was heard. */
 static int commit_store(const char *text, gpointer user_data) {
+    static const char *const yes[] = {"yes", "1", "", NULL}, *const no[] = {"no", "0", NULL};
     VmsnapView *view = user_data;
-    if (!g_str_equal(text, "yes"))
+    gboolean commit = g_strv_contains(yes, text);
+    if (!commit && !g_strv_contains(no, text))
         return -EINVAL;
-    if (vmsnap_snapshot_is_broken(view->snapshot))
+    if (commit && vmsnap_snapshot_is_broken(view->snapshot))
         return -EIO;
-    g_atomic_int_set(&view->has_commit, TRUE);
+    g_atomic_int_set(&view->has_commit, commit);
     return 0;
 }
 
