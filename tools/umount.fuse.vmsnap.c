@@ -178,8 +178,9 @@ static gboolean unmount(const char *mount_point, const Arguments *arguments, GEr
  */
 static gboolean unmount_and_wait(const char *mount_point, const Arguments *arguments, const VmsnapRecord *record,
                                  int record_fd, int pid_fd, GError **error) {
+    int number = arguments->force ? SIGINT : SIGTERM;
     if (arguments->force && pid_fd >= 0)
-        (void)pidfd_send_signal(pid_fd, SIGINT, NULL, 0);
+        (void)pidfd_send_signal(pid_fd, number, NULL, 0);
     if (!unmount(mount_point, arguments, error))
         return FALSE;
     if (!record)
@@ -188,7 +189,7 @@ static gboolean unmount_and_wait(const char *mount_point, const Arguments *argum
         /* A lazy unmount ends when the last reader is gone, which nobody wants to wait for. */
         if (arguments->lazy)
             return TRUE;
-        (void)pidfd_send_signal(pid_fd, SIGTERM, NULL, 0);
+        (void)pidfd_send_signal(pid_fd, number, NULL, 0);
         end_wait(record_fd, pid_fd, record);
     }
     if (!vmsnap_record_is_held(record_fd) && vmsnap_record_exists(record_fd))
