@@ -247,8 +247,8 @@ GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *o
     return NULL;
 }
 
-char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target) {
-    return g_strdup_printf("%s/%s.qcow2", scratch_dir, target);
+char *vmsnap_domain_name_scratch(const char *target) {
+    return g_strconcat(target, ".qcow2", NULL);
 }
 
 char *vmsnap_domain_name_bitmap(const char *target) {
@@ -256,7 +256,8 @@ char *vmsnap_domain_name_bitmap(const char *target) {
 }
 
 static void append_backup_disk(GString *xml, const VmsnapDisk *disk, const char *scratch_dir) {
-    g_autofree char *scratch = vmsnap_domain_scratch_path(scratch_dir, disk->name);
+    g_autofree char *scratch_name = vmsnap_domain_name_scratch(disk->name);
+    g_autofree char *scratch = g_build_filename(scratch_dir, scratch_name, NULL);
     g_autofree char *bitmap = vmsnap_domain_name_bitmap(disk->name);
     g_string_append(xml, "    <disk backup='yes' type='file'");
     vmsnap_xml_append_attribute(xml, "name", disk->name);

@@ -60,7 +60,7 @@ GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *o
 /**
  * vmsnap_domain_build_backup_xml:
  * @disks: (element-type VmsnapDisk): which of the domain's, each with the checkpoint that changes count from, if any
- * @scratch_dir: each of them gets a scratch file there, see vmsnap_domain_scratch_path()
+ * @scratch_dir: each of them has a scratch file there, see vmsnap_domain_name_scratch()
  *
  * Returns: (transfer full): the XML of a pull-mode backup of @disks that exports each under its target name, and its
  * changes as the bitmap of vmsnap_domain_name_bitmap().
@@ -71,8 +71,8 @@ char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray
 /** Returns: (transfer full): the name by which the changes of a disk are exported. */
 char *vmsnap_domain_name_bitmap(const char *target);
 
-/** Returns: (transfer full): the scratch file of a disk. */
-char *vmsnap_domain_scratch_path(const char *scratch_dir, const char *target);
+/** Returns: (transfer full): the name of the scratch file of a disk. */
+char *vmsnap_domain_name_scratch(const char *target);
 
 /** Returns: (transfer full): the NBD socket that the XML of a running backup names, or NULL. */
 char *vmsnap_domain_parse_backup_socket(const char *xml);

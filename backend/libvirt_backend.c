@@ -32,11 +32,23 @@ void vmsnap_libvirt_free(VmsnapSnapshot *base) {
     g_free(snapshot);
 }
 
+void vmsnap_libvirt_remove_scratch(VmsnapLibvirtSnapshot *snapshot) {
+    for (guint i = 0; i < snapshot->base.disks->len; i++) {
+        const VmsnapLibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
+        vmsnap_scratch_remove_image(snapshot->scratch_fd, disk->scratch_name);
+    }
+}
+
 /* A guest that was frozen too late may be thawed only now; then nobody needs to do it any more. Called by the watch. */
 static void quiesce_settle(gpointer user_data) {
     VmsnapLibvirtSnapshot *snapshot = user_data;
     if (snapshot->record->frozen && vmsnap_quiesce_is_over(snapshot->quiesce))
         vmsnap_libvirt_clear_frozen(snapshot);
+}
+
+/* Whoever ran out of room needs it now, and the mount may stay for long. Called by the watch. */
+static void scratch_free(gpointer user_data) {
+    vmsnap_libvirt_remove_scratch(user_data);
 }
 
 static gboolean libvirt_start(VmsnapSnapshot *base, GError **error) {
@@ -46,7 +58,8 @@ static gboolean libvirt_start(VmsnapSnapshot *base, GError **error) {
         .reserve_bytes = snapshot->scratch_reserve_bytes,
         .max_bytes = snapshot->scratch_max_bytes,
         .settle = quiesce_settle,
-        .settle_data = snapshot,
+        .ended = scratch_free,
+        .user_data = snapshot,
     };
     if (!vmsnap_io_threads_start(snapshot->threads, error))
         return FALSE;

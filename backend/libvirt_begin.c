@@ -282,6 +282,21 @@ static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const Vmsnap
     }
 }
 
+/*
+ * libvirt would have QEMU make them, for which it needs jobs: while these run, QEMU (7.2) fails an assertion and ends
+ * if anybody asks it about its block nodes, and libvirtd (9.0) crashes if the guest ends. Here the record keeps other
+ * mounts away, but not jobs of others.
+ */
+static gboolean snapshot_make_scratch(VmsnapLibvirtSnapshot *snapshot, GError **error) {
+    for (guint i = 0; i < snapshot->base.disks->len; i++) {
+        VmsnapLibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
+        if (!vmsnap_libvirt_get_size(snapshot->domain, disk->base.name, &disk->base.size_bytes, error) ||
+            !vmsnap_scratch_make_image(snapshot->scratch_fd, disk->scratch_name, disk->base.size_bytes, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
 /* What earlier mounts could not delete costs a little, and nobody begins from it: no reason to have no backup. */
 static void snapshot_delete_uncommitted(VmsnapLibvirtSnapshot *snapshot) {
     g_autoptr(GError) error = NULL;
@@ -321,10 +336,6 @@ static gboolean snapshot_check(VmsnapLibvirtSnapshot *snapshot, const VmsnapBegi
     return TRUE;
 }
 
-/*
- * Their sizes are learnt when the job has begun. Before, somebody else's may just be beginning, and QEMU (7.2) ends
- * with a failed assertion if it is asked about its block nodes while it makes a qcow2 image for scratch.
- */
 static void snapshot_add_disks(VmsnapLibvirtSnapshot *snapshot, const GPtrArray *selected) {
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
@@ -332,8 +343,21 @@ static void snapshot_add_disks(VmsnapLibvirtSnapshot *snapshot, const GPtrArray 
         disk->base.snapshot = &snapshot->base;
         disk->base.name = g_strdup(source->target);
         disk->base.source = g_strdup(source->source);
+        disk->scratch_name = vmsnap_domain_name_scratch(source->target);
         g_ptr_array_add(snapshot->base.disks, disk);
     }
+}
+
+/* What has another size is not that disk. */
+static gboolean disk_check_export(const VmsnapLibvirtDisk *disk, GError **error) {
+    uint64_t export_bytes = vmsnap_nbd_pool_get_size(disk->pool);
+    if (disk->base.size_bytes == export_bytes)
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use the export of disk '%s': it has %" G_GUINT64_FORMAT
+                " bytes, and the disk %" G_GUINT64_FORMAT "; try again if it has just been resized",
+                disk->base.name, export_bytes, disk->base.size_bytes);
+    return FALSE;
 }
 
 static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
@@ -342,14 +366,11 @@ static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const Vmsna
     for (guint i = 0; i < snapshot->base.disks->len; i++) {
         VmsnapLibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
         g_autofree char *bitmap = disk->base.since ? vmsnap_domain_name_bitmap(disk->base.name) : NULL;
-        g_autofree char *scratch_path = vmsnap_domain_scratch_path(snapshot->record->scratch_dir, disk->base.name);
-        disk->scratch_name = g_path_get_basename(scratch_path);
         disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->record->socket, disk->base.name,
                                          bitmap, options->connections, options->timeout_ms, error);
         if (!disk->pool)
             return FALSE;
-        disk->base.size_bytes = vmsnap_nbd_pool_get_size(disk->pool);
-        if (!vmsnap_libvirt_check_size(snapshot->domain, disk->base.name, disk->base.size_bytes, error))
+        if (!disk_check_export(disk, error))
             return FALSE;
     }
     return vmsnap_increment_check_sizes(options, &snapshot->base, error);
@@ -389,7 +410,8 @@ VmsnapSnapshot *vmsnap_libvirt_begin(const VmsnapBeginOptions *options, GError *
     /* The record is published: now there is no other mount of this user whose checkpoint it could be. */
     if (prepared)
         snapshot_delete_uncommitted(snapshot);
-    if (!prepared || !snapshot_begin_quiesced(snapshot, options, selected, error) ||
+    if (!prepared || !snapshot_make_scratch(snapshot, error) ||
+        !snapshot_begin_quiesced(snapshot, options, selected, error) ||
         !snapshot_open_disks(snapshot, options, error)) {
         g_autoptr(GError) release_error = NULL;
         if (!vmsnap_libvirt_release(snapshot, TRUE, FALSE, &release_error))

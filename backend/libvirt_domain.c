@@ -168,28 +168,22 @@ gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error) {
     return FALSE;
 }
 
-/* What libvirt knows of the disk's size comes from QEMU's block layer, or from the image. */
-gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint64_t export_bytes, GError **error) {
+gboolean vmsnap_libvirt_get_size(virDomainPtr domain, const char *target, uint64_t *ret_bytes, GError **error) {
     virDomainBlockInfo info = {0};
     const char *name = virDomainGetName(domain);
     if (virDomainGetBlockInfo(domain, target, &info, 0) != 0) {
         set_libvirt_error(error, "learn the disk sizes of domain", name, "");
         return FALSE;
     }
-    if (info.capacity == export_bytes)
-        return TRUE;
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use the export of disk '%s' of domain '%s': it has %" G_GUINT64_FORMAT
-                " bytes, and the disk %llu; try again if it has just been resized",
-                target, name, export_bytes, info.capacity);
-    return FALSE;
+    *ret_bytes = info.capacity;
+    return TRUE;
 }
 
 gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, const char *checkpoint_xml,
                                   gboolean *ret_since_is_bad, GError **error) {
     const char *name = virDomainGetName(domain);
     *ret_since_is_bad = FALSE;
-    if (virDomainBackupBegin(domain, xml, checkpoint_xml, 0) == 0)
+    if (virDomainBackupBegin(domain, xml, checkpoint_xml, VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL) == 0)
         return TRUE;
     int code = virGetLastErrorCode();
     *ret_since_is_bad = code == VIR_ERR_CHECKPOINT_INCONSISTENT || code == VIR_ERR_NO_DOMAIN_CHECKPOINT;

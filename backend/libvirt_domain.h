@@ -32,15 +32,15 @@ char *vmsnap_libvirt_get_xml(virDomainPtr domain, unsigned flags, GError **error
 /** Returns: FALSE with @error set if a job runs on @domain: it names the mount point if the job is a vmsnap's. */
 gboolean vmsnap_libvirt_check_idle(virDomainPtr domain, GError **error);
 
-/** Returns: whether a disk has the size that its export has told; else it is not that disk, and @error says so. */
-gboolean vmsnap_libvirt_check_size(virDomainPtr domain, const char *target, uint64_t export_bytes, GError **error);
+/** Learns the size of a disk from QEMU. Not while a job of somebody else's may be beginning: HACKING.md, facts. */
+gboolean vmsnap_libvirt_get_size(virDomainPtr domain, const char *target, uint64_t *ret_bytes, GError **error);
 
 /**
  * vmsnap_libvirt_begin_job:
  * @checkpoint_xml: what checkpoint to create at the same instant, or NULL
  * @ret_since_is_bad: set if a checkpoint that changes are to count from is of no use
  *
- * Begins the backup job that @xml describes.
+ * Begins the backup job that @xml describes, with scratch files that are there already.
  */
 gboolean vmsnap_libvirt_begin_job(virDomainPtr domain, const char *xml, const char *checkpoint_xml,
                                   gboolean *ret_since_is_bad, GError **error);

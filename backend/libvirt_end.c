@@ -58,6 +58,8 @@ static gboolean snapshot_end_job(VmsnapLibvirtSnapshot *snapshot, GError **error
     snapshot->record->job = end == VMSNAP_JOB_FAILED;
     if (snapshot->record->job)
         error_add_leftovers(snapshot->record, error);
+    else
+        vmsnap_libvirt_remove_scratch(snapshot);
     return !snapshot->record->job;
 }
 

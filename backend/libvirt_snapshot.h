@@ -76,5 +76,8 @@ void vmsnap_libvirt_clear_frozen(VmsnapLibvirtSnapshot *snapshot);
 
 /* libvirt_backend.c */
 
+/** Gives the room of scratch files back whose job has ended. */
+void vmsnap_libvirt_remove_scratch(VmsnapLibvirtSnapshot *snapshot);
+
 /** Frees a snapshot in any state but started. */
 void vmsnap_libvirt_free(VmsnapSnapshot *base);

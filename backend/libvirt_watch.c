@@ -79,7 +79,9 @@ static void job_end(VmsnapLibvirtWatch *watch) {
     g_autoptr(GError) error = NULL;
     watch->job_ended = vmsnap_libvirt_end_job(&job, &error) != VMSNAP_JOB_FAILED;
     watch->job_ended_us = g_get_monotonic_time();
-    if (!watch->job_ended)
+    if (watch->job_ended)
+        watch->options.ended(watch->options.user_data);
+    else
         g_warning("%s; it is tried again", error->message);
 }
 
@@ -195,7 +197,7 @@ static void reconnect(VmsnapLibvirtWatch *watch) {
 /* Returns: when to look again. */
 static int look_once(VmsnapLibvirtWatch *watch) {
     Usage usage = {0};
-    watch->options.settle(watch->options.settle_data);
+    watch->options.settle(watch->options.user_data);
     reconnect(watch);
     if (watch->job_ended)
         return -1;

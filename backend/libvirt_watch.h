@@ -15,7 +15,8 @@ typedef struct {
     uint64_t reserve_bytes;             /* what scratch must leave free */
     uint64_t max_bytes;                 /* what scratch may use, or 0 for no limit */
     void (*settle)(gpointer user_data); /* called at each look, on the watch's thread */
-    gpointer settle_data;
+    void (*ended)(gpointer user_data);  /* called when it has ended the job, on the same thread */
+    gpointer user_data;
 } VmsnapLibvirtWatchOptions;
 
 /**

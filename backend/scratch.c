@@ -18,6 +18,23 @@
 #define MIN_ROOM_BYTES (UINT64_C(16) << 20)
 /* Of a snapshot's directory; its uuid follows. */
 #define NAME_PREFIX "vmsnap-"
+#define IMAGE_MODE 0600
+#define CLUSTER_BITS 16
+#define CLUSTER_BYTES (UINT64_C(1) << CLUSTER_BITS)
+
+/* All of it big-endian; what is not named is not used in an empty image. */
+typedef struct {
+    uint32_t magic, version;
+    uint64_t backing_name_offset;
+    uint32_t backing_name_bytes, cluster_bits;
+    uint64_t size_bytes;
+    uint32_t encryption, l1_entries;
+    uint64_t l1_offset, refcount_table_offset;
+    uint32_t refcount_table_clusters, n_snapshots;
+    uint64_t snapshots_offset, incompatible, compatible, autoclear;
+    uint32_t refcount_order, header_bytes;
+} Qcow2Header;
+G_STATIC_ASSERT(sizeof(Qcow2Header) == 104);
 
 static gboolean directory_measure(const char *directory, uint64_t *ret_left_bytes, GError **error) {
     struct statvfs filesystem;
@@ -94,6 +111,51 @@ gboolean vmsnap_scratch_sweep(GError **error) {
     if (first_error)
         g_propagate_error(error, g_steal_pointer(&first_error));
     return swept;
+}
+
+/* In the order of the file, in clusters: the header, the refcount table, one refcount block, and the L1 table. */
+static gboolean image_write(int fd, uint64_t size_bytes) {
+    const uint64_t bytes_per_l1_entry = CLUSTER_BYTES / sizeof(uint64_t) * CLUSTER_BYTES;
+    const uint64_t l1_entries = MAX((size_bytes + bytes_per_l1_entry - 1) / bytes_per_l1_entry, 1);
+    const uint64_t n_clusters = 3 + (l1_entries * sizeof(uint64_t) + CLUSTER_BYTES - 1) / CLUSTER_BYTES;
+    const Qcow2Header header = {
+        .magic = GUINT32_TO_BE(0x514649fb),
+        .version = GUINT32_TO_BE(3),
+        .cluster_bits = GUINT32_TO_BE(CLUSTER_BITS),
+        .size_bytes = GUINT64_TO_BE(size_bytes),
+        .l1_entries = GUINT32_TO_BE((uint32_t)l1_entries),
+        .l1_offset = GUINT64_TO_BE(3 * CLUSTER_BYTES),
+        .refcount_table_offset = GUINT64_TO_BE(CLUSTER_BYTES),
+        .refcount_table_clusters = GUINT32_TO_BE(1),
+        .refcount_order = GUINT32_TO_BE(4),
+        .header_bytes = GUINT32_TO_BE(sizeof header),
+    };
+    const uint64_t refcount_block = GUINT64_TO_BE(2 * CLUSTER_BYTES);
+    g_autofree uint16_t *refcounts = g_new(uint16_t, n_clusters);
+    for (uint64_t i = 0; i < n_clusters; i++)
+        refcounts[i] = GUINT16_TO_BE(1);
+    const size_t refcounts_bytes = n_clusters * sizeof *refcounts;
+    return pwrite(fd, &header, sizeof header, 0) == sizeof header &&
+           pwrite(fd, &refcount_block, sizeof refcount_block, CLUSTER_BYTES) == sizeof refcount_block &&
+           pwrite(fd, refcounts, refcounts_bytes, 2 * CLUSTER_BYTES) == (ssize_t)refcounts_bytes &&
+           ftruncate(fd, (off_t)(n_clusters * CLUSTER_BYTES)) == 0;
+}
+
+gboolean vmsnap_scratch_make_image(int dir_fd, const char *name, uint64_t size_bytes, GError **error) {
+    int fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, IMAGE_MODE);
+    gboolean made = fd >= 0 && image_write(fd, size_bytes);
+    if (!made)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM,
+                    "failed to make scratch file '%s': %s; see to the scratch directory, or name another with "
+                    "-o scratch=DIR",
+                    name, g_strerror(errno));
+    if (fd >= 0)
+        (void)close(fd);
+    return made;
+}
+
+void vmsnap_scratch_remove_image(int dir_fd, const char *name) {
+    (void)unlinkat(dir_fd, name, 0);
 }
 
 gboolean vmsnap_scratch_measure(int dir_fd, const char *name, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {

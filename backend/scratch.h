@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The directory of a snapshot's scratch files: where it is, and how much they use. */
+/* A snapshot's scratch files: where they are, what they begin as, and how much they use. */
 #pragma once
 
 #include <glib.h>
@@ -14,6 +14,19 @@
  * Returns: (transfer full): a directory that can be made for the scratch files, or NULL with @error set.
  */
 char *vmsnap_scratch_choose(const char *base_dir, const char *uuid, uint64_t reserve_bytes, GError **error);
+
+/**
+ * vmsnap_scratch_make_image:
+ * @dir_fd: the scratch directory
+ * @name: of the file to make in it
+ * @size_bytes: of the disk
+ *
+ * Makes an empty qcow2 image, for QEMU to put old data into. Returns: FALSE with @error set if it cannot be made.
+ */
+gboolean vmsnap_scratch_make_image(int dir_fd, const char *name, uint64_t size_bytes, GError **error);
+
+/** Removes a scratch file that QEMU does not use any more, so that its room is free. */
+void vmsnap_scratch_remove_image(int dir_fd, const char *name);
 
 /**
  * vmsnap_scratch_measure:

@@ -479,7 +479,8 @@ static void test_the_backup_keeps_odd_names_and_paths(void) {
         Choice choice = choose(domain_xml, NULL, NULL);
         g_autoptr(GPtrArray) disks = disks_of(&choice);
         g_autofree char *xml = vmsnap_domain_build_backup_xml(choice.domain, disks, socket, scratch);
-        g_autofree char *scratch_path = vmsnap_domain_scratch_path(scratch, odd[i]);
+        g_autofree char *scratch_name = vmsnap_domain_name_scratch(odd[i]);
+        g_autofree char *scratch_path = g_build_filename(scratch, scratch_name, NULL);
         g_autofree char *parsed_socket = vmsnap_domain_parse_backup_socket(xml);
         CHECK_XPATH(xml, "count(//disk)", "1");
         CHECK_XPATH(xml, "//disk/@name", odd[i]);

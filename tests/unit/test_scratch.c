@@ -226,6 +226,43 @@ static void mount_small(void) {
         small = "/mnt";
 }
 
+/* What QEMU says of an image that is empty: no error, the size of the disk, and nothing in it. */
+static void check_image(int dir_fd, uint64_t size_bytes) {
+    g_autoptr(GError) error = NULL;
+    g_autofree char *path = path_of("images/vda.qcow2"), *output = NULL;
+    g_autofree char *size = g_strdup_printf("\"virtual-size\": %" G_GUINT64_FORMAT, size_bytes);
+    const char *check[] = {"qemu-img", "check", "-q", path, NULL};
+    const char *info[] = {"qemu-img", "info", "--output=json", path, NULL};
+    int status;
+    g_assert_true(vmsnap_scratch_make_image(dir_fd, "vda.qcow2", size_bytes, &error));
+    g_assert_no_error(error);
+    g_assert_true(g_spawn_sync(NULL, (char **)check, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, &status, NULL));
+    g_assert_true(g_spawn_check_wait_status(status, NULL));
+    g_assert_true(g_spawn_sync(NULL, (char **)info, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, &output, NULL, NULL, NULL));
+    g_assert_nonnull(strstr(output, size));
+    g_assert_null(strstr(output, "backing"));
+    struct stat file;
+    g_assert_cmpint(stat(path, &file), ==, 0);
+    g_assert_cmpuint(file.st_mode & 07777, ==, 0600);
+    /* What is there is not taken. */
+    g_assert_false(vmsnap_scratch_make_image(dir_fd, "vda.qcow2", size_bytes, &error));
+    g_assert_nonnull(strstr(error->message, "'vda.qcow2'"));
+    vmsnap_scratch_remove_image(dir_fd, "vda.qcow2");
+    g_assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
+}
+
+static void test_images_are_empty(void) {
+    static const uint64_t sizes[] = {
+        512, 64 << 10, 512 * MIB, 512 * MIB + 512, UINT64_C(16) << 40, UINT64_C(255) << 40};
+    g_autofree char *directory = path_of("images");
+    g_assert_cmpint(g_mkdir(directory, 0700), ==, 0);
+    int dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++)
+        check_image(dir_fd, sizes[i]);
+    (void)close(dir_fd);
+    g_assert_cmpint(g_rmdir(directory), ==, 0);
+}
+
 int main(int argc, char **argv) {
     mount_small();
     become_ordinary_user();
@@ -245,6 +282,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/scratch/what-is-left-is-told", test_what_is_left_is_told);
     g_test_add_func("/scratch/a-file-that-is-not-there-has-no-measure", test_a_file_that_is_not_there_has_no_measure);
     g_test_add_func("/scratch/a-link-is-not-followed", test_a_link_is_not_followed);
+    g_test_add_func("/scratch/images-are-empty", test_images_are_empty);
     int result = g_test_run();
     (void)g_rmdir(playground);
     g_free(playground);
