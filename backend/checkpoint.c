@@ -221,7 +221,7 @@ char *vmsnap_checkpoint_untrack(const char *xml, const char *message) {
         context->node = found->nodesetval->nodeTab[i];
         g_autofree char *name = vmsnap_xml_find_text(context, "@name");
         g_autofree char *quoted = g_strdup_printf("'%s'", name);
-        if (!strstr(message, quoted))
+        if (!g_str_has_suffix(message, quoted))
             continue;
         (void)xmlSetProp(context->node, (const xmlChar *)"checkpoint", (const xmlChar *)"no");
         (void)xmlUnsetProp(context->node, (const xmlChar *)"bitmap");

@@ -52,9 +52,9 @@ char *vmsnap_checkpoint_build_xml(const char *name, const char *description, con
 
 /**
  * vmsnap_checkpoint_untrack:
- * @message: libvirt's, which names disks in quotes
+ * @message: libvirt's, which has the name of a disk in quotes, after all others
  *
- * Returns: (transfer full): the XML of a checkpoint without those disks, or NULL if it tracks none of them.
+ * Returns: (transfer full): the XML of a checkpoint without that disk, or NULL if it does not track it.
  */
 char *vmsnap_checkpoint_untrack(const char *xml, const char *message);
 

@@ -4,8 +4,8 @@
  * libvirt makes the socket itself accessible to everybody. Since QEMU's user may do there as it likes, nothing in it is
  * followed or trusted.
  *
- * Scratch files are made by libvirtd, as root and following links, so there QEMU's user may only pass through: in a
- * directory of its own it could have root write anywhere.
+ * libvirtd gives scratch files to QEMU's user, as root and following links, so there QEMU's user may only pass through:
+ * in a directory of its own it could have root give away anything.
  */
 #include "dirs.h"
 

@@ -183,7 +183,7 @@ static VmsnapDomainDisk *find_by_node(const GPtrArray *selected, const char *mes
 gboolean vmsnap_increment_untrack(VmsnapSnapshot *snapshot, const GPtrArray *selected, const char *message) {
     VmsnapDomainDisk *untracked = find_by_node(selected, message);
     gboolean tracks = FALSE;
-    if (!snapshot->checkpoint || !strstr(message, "bitmap"))
+    if (!snapshot->checkpoint || !strstr(message, "bitmap") || (untracked && !untracked->keeps_track))
         return FALSE;
     for (guint i = 0; i < selected->len; i++) {
         VmsnapDomainDisk *source = g_ptr_array_index(selected, i);

@@ -133,6 +133,10 @@ static void error_append_text(GError **error, const char *text) {
 static void begin_error_add_remedy(const VmsnapLibvirtSnapshot *snapshot, const GPtrArray *selected, GError **error) {
     if (!error || !*error)
         return;
+    if (strstr((*error)->message, "different sizes")) {
+        error_append_text(error, "; try again if a disk has just been resized");
+        return;
+    }
     if (strstr((*error)->message, snapshot->record->scratch_dir)) {
         g_autofree char *message = g_strdup_printf(
             "%s; QEMU must be able to use the scratch directory, and a filesystem that was mounted after the machine "
@@ -267,8 +271,11 @@ static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const Vmsnap
     for (;;) {
         g_autoptr(GError) begin_error = NULL;
         gboolean since_is_bad;
-        if (snapshot_try_begin_job(snapshot, selected, &since_is_bad, &begin_error))
+        if (snapshot_try_begin_job(snapshot, selected, &since_is_bad, &begin_error)) {
+            if (!snapshot->base.checkpoint)
+                g_clear_pointer(&snapshot->record->checkpoint, g_free);
             return TRUE;
+        }
         if (snapshot_want_less(snapshot, options, selected, since_is_bad, begin_error))
             continue;
         if (since_is_bad)
@@ -288,10 +295,13 @@ static gboolean snapshot_begin_job(VmsnapLibvirtSnapshot *snapshot, const Vmsnap
  * mounts away, but not jobs of others.
  */
 static gboolean snapshot_make_scratch(VmsnapLibvirtSnapshot *snapshot, GError **error) {
+    if (!vmsnap_libvirt_check_idle(snapshot->domain, error))
+        return FALSE;
     for (guint i = 0; i < snapshot->base.disks->len; i++) {
         VmsnapLibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
         if (!vmsnap_libvirt_get_size(snapshot->domain, disk->base.name, &disk->base.size_bytes, error) ||
-            !vmsnap_scratch_make_image(snapshot->scratch_fd, disk->scratch_name, disk->base.size_bytes, error))
+            !vmsnap_scratch_make_image(snapshot->scratch_fd, disk->scratch_name, disk->base.size_bytes,
+                                       qemu_uid(snapshot), qemu_gid(snapshot), error))
             return FALSE;
     }
     return TRUE;

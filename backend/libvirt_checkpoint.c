@@ -78,7 +78,7 @@ static gboolean checkpoint_find(virDomainPtr domain, const char *name, const cha
  */
 static gboolean checkpoint_untrack_lost(virDomainPtr domain, virDomainCheckpointPtr checkpoint) {
     g_autofree char *message = g_strdup(virGetLastErrorMessage());
-    if (virGetLastErrorCode() != VIR_ERR_INTERNAL_ERROR || !strstr(message, "not found in backing chain"))
+    if (virGetLastErrorCode() != VIR_ERR_INTERNAL_ERROR)
         return FALSE;
     g_autofree char *before = virDomainCheckpointGetXMLDesc(checkpoint, VIR_DOMAIN_CHECKPOINT_XML_SECURE);
     g_autofree char *after = before ? vmsnap_checkpoint_untrack(before, message) : NULL;
@@ -92,9 +92,16 @@ static gboolean checkpoint_delete(virDomainPtr domain, const char *name, const c
     if (!checkpoint_find(domain, name, snapshot, &checkpoint, error))
         return FALSE;
     gboolean deleted = FALSE, again = checkpoint != NULL;
+    int code = VIR_ERR_OK;
     while (!deleted && again) {
         deleted = virDomainCheckpointDelete(checkpoint, 0) == 0;
+        code = virGetLastErrorCode();
         again = !deleted && checkpoint_untrack_lost(domain, checkpoint);
+    }
+    if (!deleted && code == VIR_ERR_INTERNAL_ERROR &&
+        virDomainCheckpointDelete(checkpoint, VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY) == 0) {
+        deleted = TRUE;
+        g_warning("checkpoint '%s' could not be found in all images, where bitmaps of that name may be left", name);
     }
     if (deleted)
         g_message("checkpoint '%s' is deleted", name);

@@ -294,14 +294,25 @@ gboolean vmsnap_libvirt_resume(virDomainPtr domain, unsigned lag_ms, GError **er
     return FALSE;
 }
 
+/*
+ * The thread of libvirt's that has ended the job gives scratch files back a little later, and holds the domain's right
+ * to change until then: any call that needs that right, and asks QEMU for no block nodes, waits for it.
+ */
+static void job_wait_given_back(virDomainPtr domain) {
+    virDomainMemoryStatStruct unused[1];
+    (void)virDomainMemoryStats(domain, unused, G_N_ELEMENTS(unused), 0);
+}
+
 static VmsnapJobEnd job_find_and_end(const VmsnapJob *job, gboolean *abort_sent, GError **error) {
     g_autoptr(GError) find_error = NULL;
     g_autoptr(virDomain) domain = vmsnap_libvirt_find_again(job->connection, job->uri, job->domain_uuid, &find_error);
     if (domain) {
         VmsnapJobEnd end = job_end(domain, job, abort_sent, error);
-        gboolean over = end == VMSNAP_JOB_ENDED || end == VMSNAP_JOB_GONE;
-        return !over || !job->may_resume || vmsnap_libvirt_resume(domain, job->pause_lag_ms, error) ? end
-                                                                                                    : VMSNAP_JOB_FAILED;
+        if (end != VMSNAP_JOB_ENDED && end != VMSNAP_JOB_GONE)
+            return end;
+        gboolean resumed = !job->may_resume || vmsnap_libvirt_resume(domain, job->pause_lag_ms, error);
+        job_wait_given_back(domain);
+        return resumed ? end : VMSNAP_JOB_FAILED;
     }
     if (!find_error)
         return job_end_of(JOB_DOMAIN_STOPPED, *abort_sent);

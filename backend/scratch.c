@@ -113,6 +113,14 @@ gboolean vmsnap_scratch_sweep(GError **error) {
     return swept;
 }
 
+/* A write is cut short where the room ends. */
+static gboolean write_at(int fd, const void *data, size_t length, uint64_t offset) {
+    ssize_t written = pwrite(fd, data, length, (off_t)offset);
+    if (written >= 0 && (size_t)written < length)
+        errno = ENOSPC;
+    return written == (ssize_t)length;
+}
+
 /* In the order of the file, in clusters: the header, the refcount table, one refcount block, and the L1 table. */
 static gboolean image_write(int fd, uint64_t size_bytes) {
     const uint64_t bytes_per_l1_entry = CLUSTER_BYTES / sizeof(uint64_t) * CLUSTER_BYTES;
@@ -135,22 +143,27 @@ static gboolean image_write(int fd, uint64_t size_bytes) {
     for (uint64_t i = 0; i < n_clusters; i++)
         refcounts[i] = GUINT16_TO_BE(1);
     const size_t refcounts_bytes = n_clusters * sizeof *refcounts;
-    return pwrite(fd, &header, sizeof header, 0) == sizeof header &&
-           pwrite(fd, &refcount_block, sizeof refcount_block, CLUSTER_BYTES) == sizeof refcount_block &&
-           pwrite(fd, refcounts, refcounts_bytes, 2 * CLUSTER_BYTES) == (ssize_t)refcounts_bytes &&
+    return write_at(fd, &header, sizeof header, 0) &&
+           write_at(fd, &refcount_block, sizeof refcount_block, CLUSTER_BYTES) &&
+           write_at(fd, refcounts, refcounts_bytes, 2 * CLUSTER_BYTES) &&
            ftruncate(fd, (off_t)(n_clusters * CLUSTER_BYTES)) == 0;
 }
 
-gboolean vmsnap_scratch_make_image(int dir_fd, const char *name, uint64_t size_bytes, GError **error) {
+/* Without its owner, QEMU could not open it where libvirt is told to leave owners alone. */
+gboolean vmsnap_scratch_make_image(int dir_fd, const char *name, uint64_t size_bytes, uid_t uid, gid_t gid,
+                                   GError **error) {
     int fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, IMAGE_MODE);
-    gboolean made = fd >= 0 && image_write(fd, size_bytes);
+    gboolean made = fd >= 0 && image_write(fd, size_bytes) && (geteuid() != 0 || fchown(fd, uid, gid) == 0);
+    int code = errno;
+    if (fd >= 0 && close(fd) != 0 && made) {
+        made = FALSE;
+        code = errno;
+    }
     if (!made)
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM,
-                    "failed to make scratch file '%s': %s; see to the scratch directory, or name another with "
+                    "failed to make '%s' in the scratch directory: %s; free some space there, or name another with "
                     "-o scratch=DIR",
-                    name, g_strerror(errno));
-    if (fd >= 0)
-        (void)close(fd);
+                    name, g_strerror(code));
     return made;
 }
 

@@ -4,6 +4,7 @@
 
 #include <glib.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /**
  * vmsnap_scratch_choose:
@@ -20,10 +21,12 @@ char *vmsnap_scratch_choose(const char *base_dir, const char *uuid, uint64_t res
  * @dir_fd: the scratch directory
  * @name: of the file to make in it
  * @size_bytes: of the disk
+ * @uid: of QEMU's user, also @gid: only root can give it away
  *
  * Makes an empty qcow2 image, for QEMU to put old data into. Returns: FALSE with @error set if it cannot be made.
  */
-gboolean vmsnap_scratch_make_image(int dir_fd, const char *name, uint64_t size_bytes, GError **error);
+gboolean vmsnap_scratch_make_image(int dir_fd, const char *name, uint64_t size_bytes, uid_t uid, gid_t gid,
+                                   GError **error);
 
 /** Removes a scratch file that QEMU does not use any more, so that its room is free. */
 void vmsnap_scratch_remove_image(int dir_fd, const char *name);

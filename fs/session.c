@@ -229,7 +229,7 @@ int vmsnap_session_run(VmsnapSession *session, VmsnapReadyFunc ready, gpointer u
 
 gboolean vmsnap_session_is_connected(const VmsnapSession *session) {
     struct pollfd device = {.fd = fuse_session_fd(session->fuse)};
-    return poll(&device, 1, 0) >= 0 && !(device.revents & POLLERR);
+    return !(poll(&device, 1, 0) > 0 && (device.revents & POLLERR));
 }
 
 void vmsnap_session_free(VmsnapSession *session) {

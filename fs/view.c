@@ -50,7 +50,7 @@ static GBytes *commit_generate(gpointer user_data) {
 
 /* Whoever gives the order of a snapshot that is lost must not believe that it was heard. */
 static int commit_store(const char *text, gpointer user_data) {
-    static const char *const yes[] = {"yes", "1", "", NULL}, *const no[] = {"no", "0", NULL};
+    static const char *const yes[] = {"yes", "1", NULL}, *const no[] = {"no", "0", NULL};
     VmsnapView *view = user_data;
     gboolean commit = g_strv_contains(yes, text);
     if (!commit && !g_strv_contains(no, text))

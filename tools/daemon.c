@@ -33,7 +33,15 @@
 static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
 
 /* Left alone, they would end the process and not the snapshot. */
-static const int ignored_signals[] = {SIGPIPE, SIGQUIT, SIGALRM, SIGUSR1, SIGUSR2};
+static const int ignored_signals[] = {SIGPIPE, SIGQUIT, SIGALRM, SIGUSR2};
+
+/* umount's helper announces a forced unmount, which nothing else would tell from one in order. */
+static volatile sig_atomic_t forced;
+
+static void force_note(int number) {
+    (void)number;
+    forced = TRUE;
+}
 
 static void ending_signals_set(sigset_t *ret_set) {
     sigemptyset(ret_set);
@@ -316,40 +324,49 @@ static gboolean readiness_tell(gpointer user_data) {
     return readiness->wanted;
 }
 
+typedef enum {
+    END_IN_ORDER,
+    END_STOPPED,     /* by a signal, or forced */
+    END_WITH_OTHERS, /* it was unmounted, but somebody could still read: through a copy of the mount, or an open file */
+} End;
+
 /* Serves the mounted session until its end. Returns: FALSE with @error set if it could not even begin. */
 static gboolean serve(VmsnapSession *session, VmsnapSnapshot *snapshot, Starter *starter, VmsnapGuardian *guardian,
-                      gboolean *ret_aborted, GError **error) {
+                      End *ret_end, GError **error) {
     uint64_t mount_id = vmsnap_session_get_mount_id(session);
     Readiness readiness = {.starter = starter, .snapshot = snapshot, .mount_point = guardian->mount_point};
     vmsnap_privileges_drop();
     int result = vmsnap_session_run(session, readiness_tell, &readiness, error);
     if (result >= 0 && !readiness.ready)
         set_interrupted_error(snapshot->machine, error);
-    /*
-     * Who unmounts in order leaves nobody who could read, and may send a SIGTERM, too, which may come first. A forced
-     * unmount looks like that, but is announced by a SIGINT.
-     */
+    /* Who unmounts in order leaves nobody who could read, and may send a signal, too, which may come first. */
     gboolean was_connected = vmsnap_session_is_connected(session);
     gboolean was_mounted = vmsnap_guardian_unmount(guardian, mount_id);
-    *ret_aborted = was_connected || was_mounted || result == SIGINT || !readiness.wanted;
+    if (was_mounted || forced || !readiness.wanted)
+        *ret_end = END_STOPPED;
+    else
+        *ret_end = was_connected ? END_WITH_OTHERS : END_IN_ORDER;
     return result >= 0 && readiness.ready;
 }
 
 /*
  * A copy for which a read has failed has not become one, so the next backup must not begin from there, unless somebody
- * has said that it is safe. Then the snapshot counts as broken, so that umount tells: there was to be a checkpoint, and
- * is none.
+ * has said that it is safe; nor one of somebody who was still reading. Then the snapshot counts as broken, so that
+ * umount tells: there was to be a checkpoint, and is none.
  */
-static gboolean decide_commit(const VmsnapOptions *options, const VmsnapView *view, gboolean aborted) {
+static gboolean decide_commit(const VmsnapOptions *options, const VmsnapView *view, End end) {
     VmsnapSnapshot *snapshot = view->snapshot;
-    if (!snapshot->checkpoint)
+    gboolean is_explicit = options->commit == VMSNAP_COMMIT_EXPLICIT;
+    if (!snapshot->checkpoint || end == END_STOPPED || (is_explicit && !vmsnap_view_has_commit(view)))
         return FALSE;
-    if (options->commit == VMSNAP_COMMIT_EXPLICIT)
-        return !aborted && vmsnap_view_has_commit(view);
-    if (!aborted && !vmsnap_view_was_read_well(view))
-        vmsnap_snapshot_break(snapshot, "a read had failed, so that checkpoint '%s' was rolled back",
-                              snapshot->checkpoint);
-    return !aborted && vmsnap_view_was_read_well(view);
+    const char *reason = NULL;
+    if (end == END_WITH_OTHERS)
+        reason = "somebody could still read when it was unmounted, in a container for instance";
+    else if (!is_explicit && !vmsnap_view_was_read_well(view))
+        reason = "a read had failed";
+    if (reason)
+        vmsnap_snapshot_break(snapshot, "%s, so that checkpoint '%s' was rolled back", reason, snapshot->checkpoint);
+    return !reason;
 }
 
 static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGuardian *guardian) {
@@ -368,20 +385,21 @@ static int daemon_life(const VmsnapOptions *options, Starter *starter, VmsnapGua
     g_autoptr(VmsnapSession) session = NULL;
     if (vmsnap_view_check(&how, snapshot, &error) && prepare(view, starter, &error))
         session = session_mount(view, options, guardian->mount_point, &error);
-    gboolean aborted = TRUE, served = FALSE;
+    End end = END_STOPPED;
+    gboolean served = FALSE;
     if (session) {
         vmsnap_utab_add(options->source, guardian->mount_point);
-        served = serve(session, snapshot, starter, guardian, &aborted, &error);
+        served = serve(session, snapshot, starter, guardian, &end, &error);
     }
     g_autoptr(GError) end_error = NULL;
-    gboolean commit = served && decide_commit(options, view, aborted);
-    (void)vmsnap_snapshot_end(snapshot, aborted, commit, &end_error);
+    gboolean commit = served && decide_commit(options, view, end);
+    (void)vmsnap_snapshot_end(snapshot, end == END_STOPPED, commit, &end_error);
     if (!served) {
         if (end_error)
             g_warning("%s", end_error->message);
         return vmsnap_report_error(error);
     }
-    tell_ended(snapshot, aborted, commit, end_error);
+    tell_ended(snapshot, end == END_STOPPED, commit, end_error);
     return end_error ? VMSNAP_EXIT_FAILED : 0;
 }
 
@@ -391,6 +409,7 @@ static int daemon_main(const VmsnapOptions *options, const char *mount_point, in
     ending_signals_block(SIG_BLOCK);
     for (size_t i = 0; i < G_N_ELEMENTS(ignored_signals); i++)
         (void)signal(ignored_signals[i], SIG_IGN);
+    (void)signal(SIGUSR1, force_note);
 
     g_autoptr(GError) error = NULL;
     g_autofree char *uuid = g_uuid_string_random();

@@ -57,11 +57,18 @@ static gboolean arguments_parse(int argc, char **argv, Arguments *ret_arguments,
     return FALSE;
 }
 
-/* A forced unmount fails all requests, but the files that are open keep the mount: it is dead, and can be detached. */
+/*
+ * A forced unmount fails all requests, but the files that are open keep the mount: it is dead, and can be detached. The
+ * daemon, which sees that, may be faster with it.
+ */
+static gboolean detach_dead(const char *mount_point) {
+    return !vmsnap_mount_point_is_vmsnap(mount_point) || umount2(mount_point, UMOUNT_NOFOLLOW | MNT_DETACH) == 0 ||
+           errno == EINVAL;
+}
+
 static gboolean unmount_as_root(const char *mount_point, const Arguments *arguments, GError **error) {
     int flags = UMOUNT_NOFOLLOW | (arguments->lazy ? MNT_DETACH : 0) | (arguments->force ? MNT_FORCE : 0);
-    if (umount2(mount_point, flags) == 0 ||
-        (arguments->force && errno == EBUSY && umount2(mount_point, UMOUNT_NOFOLLOW | MNT_DETACH) == 0))
+    if (umount2(mount_point, flags) == 0 || (arguments->force && errno == EBUSY && detach_dead(mount_point)))
         return TRUE;
     const char *remedy = errno == EBUSY ? "; see who uses it with 'fuser -vm', or detach it with umount -l" : "";
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to unmount '%s': %s%s", mount_point,
@@ -86,14 +93,6 @@ static gboolean unmount_as_user(const char *mount_point, const Arguments *argume
     return FALSE;
 }
 
-static void set_uncommitted_error(const VmsnapRecord *record, const char *reason, GError **error) {
-    g_set_error(
-        error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-        "failed to keep the checkpoint of '%s': %s; what was copied is whole, but the next backup begins from an "
-        "earlier checkpoint",
-        record->machine, reason);
-}
-
 static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
     if (!record->outcome)
         g_set_error(
@@ -106,9 +105,16 @@ static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
                     "failed to keep the snapshot of '%s': %s; do not trust what was copied from '%s'", record->machine,
                     record->reason, record->mount_point);
     else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_UNCOMMITTED))
-        set_uncommitted_error(record, record->reason, error);
-    else if (record->checkpoint && !record->job)
-        set_uncommitted_error(record, "it is not settled yet, and vmsnap's guardian goes on trying", error);
+        g_set_error(
+            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+            "failed to keep the checkpoint of '%s': %s; what was copied is whole, but the next backup begins from "
+            "an earlier checkpoint",
+            record->machine, record->reason);
+    else if (record->checkpoint && record->commit)
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                    "failed to see checkpoint '%s' of '%s' committed: vmsnap's guardian goes on trying; see 'virsh "
+                    "checkpoint-list %s'",
+                    record->checkpoint, record->machine, record->machine);
     else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_LEFTOVER))
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                     "failed to clear up after the snapshot of '%s', which was whole: %s", record->machine,
@@ -161,47 +167,29 @@ static gboolean left_clear(const VmsnapRecord *record, int record_fd, GError **e
     return FALSE;
 }
 
-/* Whose mount is forced off may be faster in taking it away. */
-static gboolean unmount(const char *mount_point, const Arguments *arguments, GError **error) {
-    g_autoptr(GError) unmount_error = NULL;
-    gboolean unmounted = geteuid() == 0 ? unmount_as_root(mount_point, arguments, &unmount_error)
-                                        : unmount_as_user(mount_point, arguments, &unmount_error);
-    if (unmounted || (arguments->force && !vmsnap_mount_point_is_vmsnap(mount_point)))
-        return TRUE;
-    g_propagate_error(error, g_steal_pointer(&unmount_error));
-    return FALSE;
-}
-
 /*
  * SIGTERM is for a daemon that still serves: a container may have a copy of the mount, which nobody sees here, and
- * would keep the job as long as it lives. SIGINT tells that what was read is not to be relied on.
+ * would keep the job as long as it lives. SIGUSR1 tells that what was read is not to be relied on, and ends nothing.
  */
 static gboolean unmount_and_wait(const char *mount_point, const Arguments *arguments, const VmsnapRecord *record,
                                  int record_fd, int pid_fd, GError **error) {
-    int number = arguments->force ? SIGINT : SIGTERM;
     if (arguments->force && pid_fd >= 0)
-        (void)pidfd_send_signal(pid_fd, number, NULL, 0);
-    if (!unmount(mount_point, arguments, error))
-        return FALSE;
-    if (!record)
-        return TRUE;
+        (void)pidfd_send_signal(pid_fd, SIGUSR1, NULL, 0);
+    gboolean unmounted = geteuid() == 0 ? unmount_as_root(mount_point, arguments, error)
+                                        : unmount_as_user(mount_point, arguments, error);
+    if (!unmounted || !record)
+        return unmounted;
     if (pid_fd >= 0) {
         /* A lazy unmount ends when the last reader is gone, which nobody wants to wait for. */
         if (arguments->lazy)
             return TRUE;
-        (void)pidfd_send_signal(pid_fd, number, NULL, 0);
+        (void)pidfd_send_signal(pid_fd, SIGTERM, NULL, 0);
         end_wait(record_fd, pid_fd, record);
     }
     if (!vmsnap_record_is_held(record_fd) && vmsnap_record_exists(record_fd))
         return left_clear(record, record_fd, error);
     g_autoptr(VmsnapRecord) ended = vmsnap_record_read(record_fd, error);
-    if (!ended || !outcome_check(ended, error))
-        return FALSE;
-    /* The mount had gone, but not its copies. */
-    gboolean lost = record->checkpoint && !arguments->force && g_str_equal(ended->outcome, VMSNAP_OUTCOME_ABORTED);
-    if (lost)
-        set_uncommitted_error(record, "somebody else still had the mount, in a container for instance", error);
-    return !lost;
+    return ended && outcome_check(ended, error);
 }
 
 /* Once there is an outcome, the number of the daemon's process may be another's. */

@@ -4,8 +4,8 @@
 libvirtd (9.0) changes the owners of files in a child that it forks while it has threads, and the child tells what went
 wrong through g_strerror(), which takes a lock. Had another thread that lock at the fork, the child waits for ever, and
 with it the thread of libvirtd that waits for the child, which is often the one that handles all events of a guest. At
-the end of each backup job something goes wrong there, since libvirt removes the last scratch file first. That is no
-matter of vmsnap's, but of chance: so such children are ended here, and libvirtd goes on.
+the end of a backup job that is not vmsnap's, something goes wrong there, since libvirt removes the last scratch file
+first. That is a matter of chance: so such children are ended here, and libvirtd goes on.
 """
 
 import contextlib

@@ -3,8 +3,10 @@
 """A snapshot is the whole disk of a machine: nobody gets at it but root, the machine's QEMU, and whom root lets in."""
 
 import os
+import pwd
 import re
 import stat
+import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -196,3 +198,19 @@ class Secrets(lib.TestCase):
         self.assertEqual(list(lure.iterdir()), [])
         place.unlink()
         self.mount.assert_nothing_left()
+
+
+class OwnersLeftAlone(unittest.TestCase):
+    """A machine whose files libvirt does not give to QEMU's user: what vmsnap makes must be that user's by itself."""
+
+    def test_mount(self):
+        user = pwd.getpwnam('libvirt-qemu')
+        with lib.Vm([lib.Disk(size=16 * lib.MIB)]) as vm:
+            label = f'<seclabel type="static" model="dac" relabel="no"><label>+{user.pw_uid}:+{user.pw_gid}</label></seclabel>'
+            vm.xml = vm.xml.replace('</devices>', f'</devices>{label}')
+            for path in (vm.directory, *vm.directory.iterdir()):
+                os.chown(path, user.pw_uid, user.pw_gid)
+            vm.start_paused()
+            with lib.Mount(vm) as mount:
+                vm.qemu_io('vda', 'write -P 1 0 1M')
+                self.assertEqual((mount / 'vda.raw').read_bytes(), bytes(16 * lib.MIB))

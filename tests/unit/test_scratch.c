@@ -234,7 +234,7 @@ static void check_image(int dir_fd, uint64_t size_bytes) {
     const char *check[] = {"qemu-img", "check", "-q", path, NULL};
     const char *info[] = {"qemu-img", "info", "--output=json", path, NULL};
     int status;
-    g_assert_true(vmsnap_scratch_make_image(dir_fd, "vda.qcow2", size_bytes, &error));
+    g_assert_true(vmsnap_scratch_make_image(dir_fd, "vda.qcow2", size_bytes, geteuid(), getegid(), &error));
     g_assert_no_error(error);
     g_assert_true(g_spawn_sync(NULL, (char **)check, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, &status, NULL));
     g_assert_true(g_spawn_check_wait_status(status, NULL));
@@ -245,7 +245,7 @@ static void check_image(int dir_fd, uint64_t size_bytes) {
     g_assert_cmpint(stat(path, &file), ==, 0);
     g_assert_cmpuint(file.st_mode & 07777, ==, 0600);
     /* What is there is not taken. */
-    g_assert_false(vmsnap_scratch_make_image(dir_fd, "vda.qcow2", size_bytes, &error));
+    g_assert_false(vmsnap_scratch_make_image(dir_fd, "vda.qcow2", size_bytes, geteuid(), getegid(), &error));
     g_assert_nonnull(strstr(error->message, "'vda.qcow2'"));
     vmsnap_scratch_remove_image(dir_fd, "vda.qcow2");
     g_assert_false(g_file_test(path, G_FILE_TEST_EXISTS));

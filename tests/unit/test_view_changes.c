@@ -383,8 +383,9 @@ static void fixture_init_commit(Fixture *fixture) {
 }
 
 static void test_only_yes_commits(void) {
-    static const char *const yes[] = {"yes", "1", ""}, *const no[] = {"no", "0"};
-    static const char *const others[] = {"y", "YES", "Yes", "yes!", " yes", "yes yes", "true", "yesyes", "abort", "2"};
+    static const char *const yes[] = {"yes", "1"}, *const no[] = {"no", "0"};
+    static const char *const others[] = {"",        "y",    "YES",    "Yes",   "yes!", " yes",
+                                         "yes yes", "true", "yesyes", "abort", "2"};
     Fixture fixture;
     fixture_init_commit(&fixture);
     check_commit(&fixture, FALSE);
