@@ -175,14 +175,32 @@ class Freezable(lib.TestCase):
     def signal_agent(self, name):
         self.vm.run(f'kill -{name} $(cat /run/qemu-ga.pid)')
 
-    def signal_agent_when_frozen(self, name):
+    def stop_agent_when_frozen(self):
         """Lets the guest do this as soon as the agent has frozen and said so. It cannot be told to thaw then."""
-        self.vm.run(f'rm -f /tmp/signalled; pid=$(cat /run/qemu-ga.pid); '
-                    f'({WAIT_ANSWERED}; kill -{name} $pid; {FREEZING} && echo >/tmp/signalled) >/dev/null 2>&1 &')
+        self.vm.run(f'rm -f /tmp/stopped; pid=$(cat /run/qemu-ga.pid); '
+                    f'({WAIT_ANSWERED}; kill -STOP $pid; {FREEZING} && echo >/tmp/stopped) >/dev/null 2>&1 & '
+                    'echo $! >/tmp/stopper')
 
-    def wait_signalled(self):
-        lib.wait_until(lambda: 'signalled' in self.vm.run('ls /tmp'), 'the agent has frozen and got the signal',
-                       timeout=SOON)
+    def is_stopped(self):
+        return 'stopped' in self.vm.run('ls /tmp').split()
+
+    def begin_and_stop_agent(self, options):
+        """
+        A mount that begins, and its process; the agent was stopped when the guest was frozen. That is so for some 20 ms,
+        which a guest may miss that gets no processor: then once more.
+        """
+        for _ in range(10):
+            self.stop_agent_when_frozen()
+            mount, process = self.begin(options)
+            lib.wait_until(lambda: self.is_stopped() or process.poll() is not None, 'the guest is or was frozen',
+                           timeout=SOON)
+            if self.is_stopped():
+                return mount, process
+            self.vm.run('kill $(cat /tmp/stopper); kill -CONT $(cat /run/qemu-ga.pid)', status=None)
+            self.finish(process, 0)
+            mount.umount()
+            self.wait_nothing_left(mount)
+        self.fail('the guest never notices that it is frozen')
 
     @contextlib.contextmanager
     def slow_freeze(self):
@@ -414,9 +432,7 @@ class Quiesce(Freezable):
         The agent freezes, and hangs before it can thaw. The command returns with or without a mount, and when the agent
         goes on the guest is thawed. (One that dies then is not seen by libvirt 9.0 when it comes back during the job.)
         """
-        self.signal_agent_when_frozen('STOP')
-        mount, process = self.begin('quiesce=require,freeze_timeout=1,timeout=3')
-        self.wait_signalled()
+        mount, process = self.begin_and_stop_agent('quiesce=require,freeze_timeout=1,timeout=3')
         self.finish(process, 0, 32)
         time.sleep(2)
         self.assertTrue(record()['frozen'])
@@ -440,9 +456,7 @@ class Quiesce(Freezable):
         """Likewise when the guest is frozen, and the thaw could not be done yet."""
         for number in (signal.SIGKILL, signal.SIGTERM):
             with self.case(signal=number):
-                self.signal_agent_when_frozen('STOP')
-                mount, process = self.begin('quiesce=require')
-                self.wait_signalled()
+                mount, process = self.begin_and_stop_agent('quiesce=require')
                 os.kill(record()['pid'], number)
                 time.sleep(0.5)
                 self.signal_agent('CONT')
@@ -451,9 +465,7 @@ class Quiesce(Freezable):
 
     def test_daemon_ends_while_agent_hangs(self):
         """The command does not wait for the agent, and when that goes on all is cleared."""
-        self.signal_agent_when_frozen('STOP')
-        mount, process = self.begin('quiesce=require,freeze_timeout=1,timeout=3')
-        self.wait_signalled()
+        mount, process = self.begin_and_stop_agent('quiesce=require,freeze_timeout=1,timeout=3')
         os.kill(record()['pid'], signal.SIGKILL)
         self.finish(process, 2, 32)
         self.signal_agent('CONT')
@@ -477,9 +489,7 @@ class Quiesce(Freezable):
 
     def test_command_interrupted(self):
         """Ctrl-C, to all of the terminal."""
-        self.signal_agent_when_frozen('STOP')
-        mount, process = self.begin('quiesce=require')
-        self.wait_signalled()
+        mount, process = self.begin_and_stop_agent('quiesce=require')
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.5)
         self.signal_agent('CONT')
@@ -488,9 +498,7 @@ class Quiesce(Freezable):
 
     def test_libvirtd_restarts_while_frozen(self):
         """The thaw is tried again until there is a libvirt that does it."""
-        self.signal_agent_when_frozen('STOP')
-        mount, process = self.begin('quiesce=require')
-        self.wait_signalled()
+        mount, process = self.begin_and_stop_agent('quiesce=require')
         with lib.libvirtd_away():
             pass
         self.signal_agent('CONT')
@@ -502,9 +510,7 @@ class Quiesce(Freezable):
 
     def test_guest_destroyed_while_frozen(self):
         """The plug is pulled: then there is nothing to thaw, and nobody waits to do so."""
-        self.signal_agent_when_frozen('STOP')
-        mount, process = self.begin('quiesce=require')
-        self.wait_signalled()
+        mount, process = self.begin_and_stop_agent('quiesce=require')
         self.vm.destroy()
         try:
             self.finish(process, 32)
