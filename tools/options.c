@@ -455,7 +455,7 @@ static const char help_text[] =
     "  checkpoint=NAME    create a checkpoint, from which another mount can go on\n"
     "  since=NAME         tell what has changed since that checkpoint\n"
     "  keep_checkpoints=N delete vmsnap's older ones (default: keep all)\n"
-    "  commit=WHEN        a new checkpoint stays after umount (default), or is explicit\n"
+    "  commit=WHEN        keep the new checkpoint after umount (default), or if told: explicit\n"
     "  backing=PATTERN    backing file of a qcow2 with changes (default: %d.%s.qcow2)\n"
     "  only_changed       raw files with holes where nothing has changed\n"
     "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"

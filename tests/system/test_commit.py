@@ -92,6 +92,18 @@ class Commit(chains.TestCase):
         mount.wait_ended()
         self.assert_base(self.base)
 
+    def test_unmounted_with_a_copy_left(self):
+        """Whoever has it in a container may not have read it all: umount says so."""
+        mount, name = self.begin()
+        with subprocess.Popen(['unshare', '--mount', '--propagation', 'private', 'sleep', '60']) as container:
+            lib.wait_until(lambda: Path(f'/proc/{container.pid}/comm').read_text() == 'sleep\n', 'it has its own mounts')
+            self.assertIn(str(mount.point), Path(f'/proc/{container.pid}/mountinfo').read_text())
+            self.assertRegex(complaint('umount', mount.point, status=32),
+                             f"somebody could still read .*, so that checkpoint '{name}' was rolled back")
+            container.kill()
+        mount.assert_nothing_left()
+        self.assert_base(self.base)
+
     def test_explicit_and_stopped(self):
         """That the copy is safe is not enough: it must be unmounted, too."""
         mount, _ = self.begin('incremental,commit=explicit')
