@@ -185,7 +185,7 @@ char *vmsnap_checkpoint_build_xml(const char *name, const char *description, con
         const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
         gboolean tracked = disk->keeps_track && g_ptr_array_find((GPtrArray *)selected, disk, NULL);
         g_string_append(xml, "    <disk");
-        vmsnap_xml_append_attribute(xml, "name", disk->target);
+        vmsnap_xml_append_attribute(xml, "name", disk->base.name);
         vmsnap_xml_append_attribute(xml, "checkpoint", tracked ? "bitmap" : "no");
         g_string_append(xml, "/>\n");
     }

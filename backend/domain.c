@@ -9,12 +9,9 @@
 #include "vmsnap/error.h"
 #include "xml.h"
 
-#include <string.h>
-
 static void domain_disk_free(gpointer data) {
     VmsnapDomainDisk *disk = data;
-    g_free(disk->target);
-    g_free(disk->source);
+    vmsnap_drive_clear(&disk->base);
     g_free(disk->format);
     g_strfreev(disk->chain);
     g_free(disk->node);
@@ -76,8 +73,8 @@ static char *node_parse(xmlXPathContext *context) {
 
 static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
     VmsnapDomainDisk *disk = g_new0(VmsnapDomainDisk, 1);
-    disk->target = vmsnap_xml_find_text(context, "target/@dev");
-    disk->source = vmsnap_xml_find_source(context);
+    disk->base.name = vmsnap_xml_find_text(context, "target/@dev");
+    disk->base.source = vmsnap_xml_find_source(context);
     disk->chain = chain_parse(context);
     disk->node = node_parse(context);
     disk->format = vmsnap_xml_find_text(context, "driver/@type");
@@ -85,16 +82,11 @@ static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
     for (size_t i = 0; i < G_N_ELEMENTS(media_rules); i++) {
         if (!vmsnap_xml_is_true(context, media_rules[i].expression))
             continue;
-        disk->media = media_rules[i].media;
-        disk->reason = media_rules[i].reason;
+        disk->base.media = media_rules[i].media;
+        disk->base.reason = media_rules[i].reason;
         break;
     }
     return disk;
-}
-
-/* Target names become file names. */
-static gboolean target_is_safe(const char *target) {
-    return target && !strchr(target, '/') && target[0] != '.';
 }
 
 static gboolean disks_parse(VmsnapDomain *domain, xmlXPathContext *context, GError **error) {
@@ -104,7 +96,7 @@ static gboolean disks_parse(VmsnapDomain *domain, xmlXPathContext *context, GErr
         context->node = found->nodesetval->nodeTab[i];
         VmsnapDomainDisk *disk = disk_parse(context);
         g_ptr_array_add(domain->disks, disk);
-        if (!target_is_safe(disk->target)) {
+        if (!vmsnap_drive_name_is_safe(disk->base.name)) {
             g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                         "failed to use domain '%s': its disk number %d has no usable target name", domain->name, i + 1);
             return FALSE;
@@ -172,79 +164,10 @@ VmsnapDomain *vmsnap_domain_parse(const char *xml, GError **error) {
     return disks_parse(domain, context, error) ? g_steal_pointer(&domain) : NULL;
 }
 
-static char *targets_join(const VmsnapDomain *domain) {
-    g_autoptr(GPtrArray) names = g_ptr_array_new();
-    for (guint i = 0; i < domain->disks->len; i++)
-        g_ptr_array_add(names, ((VmsnapDomainDisk *)g_ptr_array_index(domain->disks, i))->target);
-    g_ptr_array_add(names, NULL);
-    return g_strjoinv(", ", (char **)names->pdata);
-}
-
-static gboolean names_exist(const VmsnapDomain *domain, const char *option, const char *const *names, GError **error) {
-    for (; names && *names; names++) {
-        gboolean found = FALSE;
-        for (guint i = 0; i < domain->disks->len && !found; i++)
-            found = g_str_equal(((VmsnapDomainDisk *)g_ptr_array_index(domain->disks, i))->target, *names);
-        if (found)
-            continue;
-        g_autofree char *targets = targets_join(domain);
-        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to find disk '%s' of %s= in domain '%s': its disks are %s", *names, option, domain->name,
-                    targets);
-        return FALSE;
-    }
-    return TRUE;
-}
-
-static gboolean disk_refuse(const VmsnapDomain *domain, const VmsnapDomainDisk *disk, GError **error) {
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to back up disk '%s' of domain '%s': it %s; leave it out with -o exclude=%s", disk->target,
-                domain->name, disk->reason, disk->target);
-    return FALSE;
-}
-
-/* Decides about one disk. Returns: FALSE if it must be refused. */
-static gboolean disk_select(const VmsnapDomain *domain, VmsnapDomainDisk *disk, const char *const *only,
-                            const char *const *exclude, GPtrArray *selected, VmsnapSnapshot *left_out, GError **error) {
-    if (exclude && g_strv_contains(exclude, disk->target)) {
-        vmsnap_snapshot_add_left_out(left_out, disk->target, "was excluded");
-    } else if (only && !g_strv_contains(only, disk->target)) {
-        vmsnap_snapshot_add_left_out(left_out, disk->target, "was not asked for");
-    } else if (disk->media == VMSNAP_MEDIA_REFUSED || (only && disk->media != VMSNAP_MEDIA_WRITABLE)) {
-        return disk_refuse(domain, disk, error);
-    } else if (disk->media == VMSNAP_MEDIA_LEFT_OUT) {
-        vmsnap_snapshot_add_left_out(left_out, disk->target, disk->reason);
-    } else {
-        g_ptr_array_add(selected, disk);
-    }
-    return TRUE;
-}
-
-static void set_nothing_selected_error(const VmsnapDomain *domain, const VmsnapSnapshot *left_out, GError **error) {
-    g_autoptr(GString) reasons = g_string_new(NULL);
-    for (guint i = 0; i < left_out->left_out->len; i++) {
-        const VmsnapLeftOut *disk = g_ptr_array_index(left_out->left_out, i);
-        g_string_append_printf(reasons, "%s%s %s", i > 0 ? ", " : "", disk->name, disk->reason);
-    }
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to back up domain '%s': no disk is left to back up (%s); change -o disks= or exclude=",
-                domain->name, reasons->len > 0 ? reasons->str : "it has none");
-}
-
 GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *only, const char *const *exclude,
                                 VmsnapSnapshot *ret_left_out, GError **error) {
-    if (!names_exist(domain, "disks", only, error) || !names_exist(domain, "exclude", exclude, error))
-        return NULL;
-    g_autoptr(GPtrArray) selected = g_ptr_array_new();
-    for (guint i = 0; i < domain->disks->len; i++) {
-        VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
-        if (!disk_select(domain, disk, only, exclude, selected, ret_left_out, error))
-            return NULL;
-    }
-    if (selected->len > 0)
-        return g_steal_pointer(&selected);
-    set_nothing_selected_error(domain, ret_left_out, error);
-    return NULL;
+    g_autofree char *owner = g_strdup_printf("domain '%s'", domain->name);
+    return vmsnap_drives_select(domain->disks, owner, only, exclude, ret_left_out, error);
 }
 
 char *vmsnap_domain_name_scratch(const char *target) {
@@ -274,7 +197,7 @@ static void append_backup_disk(GString *xml, const VmsnapDisk *disk, const char 
 
 static void append_left_out_disk(GString *xml, const VmsnapDomainDisk *disk) {
     g_string_append(xml, "    <disk backup='no'");
-    vmsnap_xml_append_attribute(xml, "name", disk->target);
+    vmsnap_xml_append_attribute(xml, "name", disk->base.name);
     g_string_append(xml, "/>\n");
 }
 
@@ -290,7 +213,7 @@ char *vmsnap_domain_build_backup_xml(const VmsnapDomain *domain, const GPtrArray
     for (guint i = 0; i < domain->disks->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
         guint place;
-        if (g_ptr_array_find_with_equal_func((GPtrArray *)disks, disk->target, disk_has_name, &place))
+        if (g_ptr_array_find_with_equal_func((GPtrArray *)disks, disk->base.name, disk_has_name, &place))
             append_backup_disk(xml, g_ptr_array_index(disks, place), scratch_dir);
         else
             append_left_out_disk(xml, disk);

@@ -2,26 +2,17 @@
 /* What vmsnap wants to know of a libvirt domain, read from its XML. Pure: no connection, no files. */
 #pragma once
 
-#include "vmsnap/backend.h"
+#include "drive.h"
 
 #include <sys/types.h>
 
-typedef enum {
-    VMSNAP_MEDIA_WRITABLE, /* can be backed up */
-    VMSNAP_MEDIA_LEFT_OUT, /* not worth it or not possible, and harmless to leave out: reason says why */
-    VMSNAP_MEDIA_REFUSED,  /* holds data that vmsnap cannot back up: reason says why */
-} VmsnapMedia;
-
-/** One drive of a domain. */
+/** One drive of a domain. Its name is the target, "vda". */
 typedef struct {
-    char *target;         /* "vda" */
-    char *source;         /* path, device or URI-like text, for people; NULL where there is none */
+    VmsnapDrive base;
     char *format;         /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
     char **chain;         /* the source, and those of all images that it rests on */
     char *node;           /* QEMU's name for the image, of a running machine; or NULL */
     gboolean keeps_track; /* of what changes since a checkpoint, as far as is known */
-    VmsnapMedia media;
-    const char *reason; /* static; NULL for writable media */
 } VmsnapDomainDisk;
 
 /** A file that the domain names and that belongs into a backup of it. */
@@ -45,15 +36,7 @@ VmsnapDomain *vmsnap_domain_parse(const char *xml, GError **error);
 void vmsnap_domain_free(VmsnapDomain *domain);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapDomain, vmsnap_domain_free)
 
-/**
- * vmsnap_domain_select:
- * @only: names of the disks that are wanted, or NULL for all that can be backed up
- * @exclude: names that are not wanted, or NULL
- * @ret_left_out: (element-type VmsnapLeftOut): gets every drive that is not selected, with the reason
- *
- * Chooses the disks to back up. Returns: (transfer container): of VmsnapDomainDisk owned by @domain, at least one; or
- * NULL with @error set, which names the disk that stands in the way.
- */
+/** As vmsnap_drives_select(), for the disks of @domain. */
 GPtrArray *vmsnap_domain_select(const VmsnapDomain *domain, const char *const *only, const char *const *exclude,
                                 VmsnapSnapshot *ret_left_out, GError **error);
 

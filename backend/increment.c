@@ -104,8 +104,8 @@ static char *find_obstacle(const VmsnapBeginOptions *options, const VmsnapDomain
 
 static gboolean disk_plan(const VmsnapBeginOptions *options, const GPtrArray *checkpoints,
                           const VmsnapDomainDisk *source, VmsnapDisk *disk, GError **error) {
-    const VmsnapCheckpoint *since = choose_since(options, checkpoints, source->target);
-    const VmsnapCheckpointDisk *before = since ? vmsnap_checkpoint_find_disk(since, source->target) : NULL;
+    const VmsnapCheckpoint *since = choose_since(options, checkpoints, source->base.name);
+    const VmsnapCheckpointDisk *before = since ? vmsnap_checkpoint_find_disk(since, source->base.name) : NULL;
     g_autofree char *obstacle = find_obstacle(options, source, since, before);
     if (obstacle)
         return disk_lacks(options, disk, obstacle, error);

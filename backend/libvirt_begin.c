@@ -148,11 +148,11 @@ static void begin_error_add_remedy(const VmsnapLibvirtSnapshot *snapshot, const 
     }
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapDomainDisk *disk = g_ptr_array_index(selected, i);
-        g_autofree char *quoted = g_strdup_printf("disk '%s'", disk->target);
+        g_autofree char *quoted = g_strdup_printf("disk '%s'", disk->base.name);
         if (!strstr((*error)->message, quoted))
             continue;
         g_autofree char *message =
-            g_strdup_printf("%s; leave it out with -o exclude=%s", (*error)->message, disk->target);
+            g_strdup_printf("%s; leave it out with -o exclude=%s", (*error)->message, disk->base.name);
         g_clear_error(error);
         g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, message);
         return;
@@ -351,9 +351,9 @@ static void snapshot_add_disks(VmsnapLibvirtSnapshot *snapshot, const GPtrArray 
         const VmsnapDomainDisk *source = g_ptr_array_index(selected, i);
         VmsnapLibvirtDisk *disk = g_new0(VmsnapLibvirtDisk, 1);
         disk->base.snapshot = &snapshot->base;
-        disk->base.name = g_strdup(source->target);
-        disk->base.source = g_strdup(source->source);
-        disk->scratch_name = vmsnap_domain_name_scratch(source->target);
+        disk->base.name = g_strdup(source->base.name);
+        disk->base.source = g_strdup(source->base.source);
+        disk->scratch_name = vmsnap_domain_name_scratch(source->base.name);
         g_ptr_array_add(snapshot->base.disks, disk);
     }
 }

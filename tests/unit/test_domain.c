@@ -47,11 +47,11 @@ static void test_a_domain_has_name_uuid_and_disks(void) {
     g_assert_cmpstr(domain->name, ==, "vm1");
     g_assert_cmpstr(domain->uuid, ==, "6f1c2d3e-0000-4000-8000-00000000000a");
     g_assert_cmpuint(domain->disks->len, ==, 2);
-    g_assert_cmpstr(disk_at(domain, 0)->target, ==, "vda");
-    g_assert_cmpstr(disk_at(domain, 0)->source, ==, "/images/vda.qcow2");
-    g_assert_cmpstr(disk_at(domain, 1)->target, ==, "vdb");
-    g_assert_cmpint(disk_at(domain, 1)->media, ==, VMSNAP_MEDIA_WRITABLE);
-    g_assert_null(disk_at(domain, 1)->reason);
+    g_assert_cmpstr(disk_at(domain, 0)->base.name, ==, "vda");
+    g_assert_cmpstr(disk_at(domain, 0)->base.source, ==, "/images/vda.qcow2");
+    g_assert_cmpstr(disk_at(domain, 1)->base.name, ==, "vdb");
+    g_assert_cmpint(disk_at(domain, 1)->base.media, ==, VMSNAP_MEDIA_WRITABLE);
+    g_assert_null(disk_at(domain, 1)->base.reason);
 }
 
 static void test_a_domain_may_have_no_disks(void) {
@@ -107,10 +107,10 @@ static void test_each_kind_of_drive_is_judged(void) {
         g_autoptr(VmsnapDomain) domain = parse(xml);
         const VmsnapDomainDisk *disk = disk_at(domain, 0);
         g_test_message("%s", cases[i].xml);
-        g_assert_cmpstr(disk->target, ==, "x");
-        g_assert_cmpint(disk->media, ==, cases[i].media);
-        g_assert_cmpstr(disk->source, ==, cases[i].source);
-        g_assert_cmpint(disk->reason == NULL, ==, cases[i].media == VMSNAP_MEDIA_WRITABLE);
+        g_assert_cmpstr(disk->base.name, ==, "x");
+        g_assert_cmpint(disk->base.media, ==, cases[i].media);
+        g_assert_cmpstr(disk->base.source, ==, cases[i].source);
+        g_assert_cmpint(disk->base.reason == NULL, ==, cases[i].media == VMSNAP_MEDIA_WRITABLE);
     }
 }
 
@@ -119,7 +119,7 @@ static void test_escaped_text_is_read_as_it_is_meant(void) {
         parse("<domain><name>a &amp; b &lt;ü&gt;</name><uuid>u</uuid><devices><disk type='file'>"
               "<source file='/im &quot;ages&apos;/&#x41;&#10;.qcow2'/><target dev='vda'/></disk></devices></domain>");
     g_assert_cmpstr(domain->name, ==, "a & b <ü>");
-    g_assert_cmpstr(disk_at(domain, 0)->source, ==, "/im \"ages'/A\n.qcow2");
+    g_assert_cmpstr(disk_at(domain, 0)->base.source, ==, "/im \"ages'/A\n.qcow2");
 }
 
 static void test_the_owner_is_the_dac_label(void) {
@@ -236,7 +236,7 @@ static void test_a_huge_domain_is_read_in_no_time(void) {
     gint64 start_us = g_get_monotonic_time();
     g_autoptr(VmsnapDomain) domain = parse(xml);
     g_assert_cmpuint(domain->disks->len, ==, 2000);
-    g_assert_cmpstr(disk_at(domain, 1999)->target, ==, "d1999");
+    g_assert_cmpstr(disk_at(domain, 1999)->base.name, ==, "d1999");
     g_assert_cmpint(g_get_monotonic_time() - start_us, <, 20 * G_USEC_PER_SEC);
     g_string_free(disks, TRUE);
 }
@@ -316,7 +316,8 @@ static char *choice_format(const Choice *choice) {
     GString *text = g_string_new(NULL);
     g_assert_no_error(choice->error);
     for (guint i = 0; i < choice->selected->len; i++)
-        g_string_append_printf(text, "%s ", ((const VmsnapDomainDisk *)g_ptr_array_index(choice->selected, i))->target);
+        g_string_append_printf(text, "%s ",
+                               ((const VmsnapDomainDisk *)g_ptr_array_index(choice->selected, i))->base.name);
     for (guint i = 0; i < choice->left_out->left_out->len; i++) {
         const VmsnapLeftOut *left_out = g_ptr_array_index(choice->left_out->left_out, i);
         g_string_append_printf(text, "(%s %s)", left_out->name, left_out->reason);
@@ -430,7 +431,7 @@ static GPtrArray *disks_of(const Choice *choice) {
     for (guint i = 0; i < choice->selected->len; i++) {
         const VmsnapDomainDisk *source = g_ptr_array_index(choice->selected, i);
         VmsnapDisk *disk = g_new0(VmsnapDisk, 1);
-        disk->name = g_strdup(source->target);
+        disk->name = g_strdup(source->base.name);
         g_ptr_array_add(disks, disk);
     }
     return disks;
