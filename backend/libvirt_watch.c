@@ -9,12 +9,13 @@
 #include "libvirt_watch.h"
 
 #include "domain.h"
+#include "room.h"
 #include "vmsnap/thread.h"
 
-/* No guest writes faster than that, and no job is worth more than a look each second. */
-#define MAX_GROWTH_BYTES_PER_MS ((UINT64_C(4) << 30) / 1000)
-#define MIN_INTERVAL_MS 10
-#define MAX_INTERVAL_MS 1000
+/* When there is more to do. */
+#define SOON_MS 10
+/* When scratch could not be looked at. */
+#define BLIND_LOOK_MS 1000
 /* A libvirtd that hangs must not keep us from the next try. */
 #define KEEPALIVE_INTERVAL_S 5
 #define KEEPALIVE_COUNT 2
@@ -45,29 +46,6 @@ struct VmsnapLibvirtWatch {
     gboolean warned;
 };
 
-typedef struct {
-    uint64_t used_bytes;
-    uint64_t left_bytes;
-    uint64_t room_bytes; /* until a limit is reached */
-} Usage;
-
-static gboolean usage_take(const VmsnapLibvirtWatch *watch, Usage *ret_usage) {
-    const VmsnapLibvirtWatchOptions *options = &watch->options;
-    Usage usage = {.left_bytes = UINT64_MAX};
-    for (guint i = 0; i < watch->snapshot->disks->len; i++) {
-        uint64_t used_bytes, left_bytes;
-        if (!vmsnap_disk_get_scratch(g_ptr_array_index(watch->snapshot->disks, i), &used_bytes, &left_bytes))
-            return FALSE;
-        usage.used_bytes += used_bytes;
-        usage.left_bytes = MIN(usage.left_bytes, left_bytes);
-    }
-    usage.room_bytes = usage.left_bytes - MIN(usage.left_bytes, options->reserve_bytes);
-    if (options->max_bytes > 0)
-        usage.room_bytes = MIN(usage.room_bytes, options->max_bytes - MIN(usage.used_bytes, options->max_bytes));
-    *ret_usage = usage;
-    return TRUE;
-}
-
 /*
  * Readers first: what they read after the job has ended would be of the present. The guest is resumed where it was
  * paused: its failed writes are made again then, without a copy to scratch.
@@ -85,12 +63,8 @@ static void job_end(VmsnapLibvirtWatch *watch) {
         g_warning("%s; it is tried again", error->message);
 }
 
-static void break_for_room(VmsnapLibvirtWatch *watch, const Usage *usage) {
-    vmsnap_snapshot_break(watch->snapshot,
-                          "scratch space ran out (%" G_GUINT64_FORMAT " MiB used, %" G_GUINT64_FORMAT
-                          " MiB left in its filesystem), and the backup job was ended before the guest could suffer; "
-                          "give it more with -o scratch=DIR, or change scratch_reserve= or scratch_max=",
-                          usage->used_bytes >> 20, usage->left_bytes >> 20);
+static void break_for_room(VmsnapLibvirtWatch *watch, const VmsnapRoom *room) {
+    vmsnap_room_break(watch->snapshot, room, "the backup job was ended");
     job_end(watch);
 }
 
@@ -137,11 +111,11 @@ static void threshold_set(const VmsnapLibvirtWatch *watch, const char *backup_xm
                                          0);
 }
 
-static void thresholds_set(VmsnapLibvirtWatch *watch, const Usage *usage) {
+static void thresholds_set(VmsnapLibvirtWatch *watch, const VmsnapRoom *room) {
     g_autofree char *xml = virDomainBackupGetXMLDesc(watch->domain, 0);
     watch->thresholds_due = FALSE;
     for (guint i = 0; xml && i < watch->snapshot->disks->len; i++)
-        threshold_set(watch, xml, g_ptr_array_index(watch->snapshot->disks, i), usage->room_bytes);
+        threshold_set(watch, xml, g_ptr_array_index(watch->snapshot->disks, i), room->room_bytes);
 }
 
 static void callback_deregister(const VmsnapLibvirtWatch *watch, int *id) {
@@ -196,7 +170,7 @@ static void reconnect(VmsnapLibvirtWatch *watch) {
 
 /* Returns: when to look again. */
 static int look_once(VmsnapLibvirtWatch *watch) {
-    Usage usage = {0};
+    VmsnapRoom room = {0};
     watch->options.settle(watch->options.user_data);
     reconnect(watch);
     if (watch->job_ended)
@@ -204,21 +178,21 @@ static int look_once(VmsnapLibvirtWatch *watch) {
     if (vmsnap_snapshot_is_broken(watch->snapshot)) {
         /* For whatever reason: from now on the job only costs the guest. */
         job_end(watch);
-        return MIN_INTERVAL_MS;
+        return SOON_MS;
     }
-    if (!usage_take(watch, &usage)) {
+    if (!vmsnap_room_measure(watch->snapshot, watch->options.reserve_bytes, watch->options.max_bytes, &room)) {
         if (++watch->blind_looks >= MAX_BLIND_LOOKS)
             vmsnap_snapshot_break(watch->snapshot, "the scratch files are gone, or cannot be looked at");
-        return MAX_INTERVAL_MS;
+        return BLIND_LOOK_MS;
     }
     watch->blind_looks = 0;
-    if (usage.room_bytes == 0) {
-        break_for_room(watch, &usage);
-        return MIN_INTERVAL_MS;
+    if (room.room_bytes == 0) {
+        break_for_room(watch, &room);
+        return SOON_MS;
     }
     if (watch->domain && watch->thresholds_due)
-        thresholds_set(watch, &usage);
-    return (int)CLAMP(usage.room_bytes / MAX_GROWTH_BYTES_PER_MS, MIN_INTERVAL_MS, MAX_INTERVAL_MS);
+        thresholds_set(watch, &room);
+    return (int)vmsnap_room_get_interval_ms(&room);
 }
 
 /* Called by libvirt's event loop: when the timer is due, or a threshold was passed. */
