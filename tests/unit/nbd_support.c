@@ -115,11 +115,15 @@ static void client_connect(Client *client, const char *socket, const char *bitma
     client->snapshot = (VmsnapSnapshot){0};
     vmsnap_snapshot_init(&client->snapshot, NULL);
     client->threads = vmsnap_io_threads_new(2);
+    client->server = NULL;
     gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
     do {
         g_clear_error(&error);
-        client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", bitmap, max_connections,
-                                           timeout_ms, &error);
+        vmsnap_nbd_server_free(client->server);
+        client->server = vmsnap_nbd_server_new_private(socket, &error);
+        client->pool = client->server ? vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server, "",
+                                                            bitmap, max_connections, timeout_ms, &error)
+                                      : NULL;
     } while (!client->pool && g_get_monotonic_time() < deadline_us);
     g_assert_no_error(error);
     g_assert_nonnull(client->pool);
@@ -147,6 +151,7 @@ void client_stop(Client *client) {
 void client_clear(Client *client) {
     client_stop(client);
     vmsnap_nbd_pool_free(client->pool);
+    vmsnap_nbd_server_free(client->server);
     vmsnap_io_threads_free(client->threads);
     vmsnap_snapshot_clear(&client->snapshot);
 }

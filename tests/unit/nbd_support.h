@@ -47,6 +47,7 @@ void server_clear(Server *server);
 typedef struct {
     VmsnapSnapshot snapshot;
     VmsnapIoThreads *threads;
+    VmsnapNbdServer *server;
     VmsnapNbdPool *pool;
 } Client;
 
