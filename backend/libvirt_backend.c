@@ -103,6 +103,7 @@ static gboolean libvirt_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint
 
 const VmsnapBackend vmsnap_libvirt_backend = {
     .name = "libvirt",
+    .words = {.noun = "domain", .host = "libvirt", .inspect = "virsh domjobinfo"},
     .handles = libvirt_handles,
     .begin = vmsnap_libvirt_begin,
     .start = libvirt_start,
