@@ -7,6 +7,7 @@
 
 #include "config.h"
 #include "dirs.h"
+#include "export_backend.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -21,6 +22,7 @@ static const VmsnapBackend *const backends[] = {
 #ifdef HAVE_LIBVIRT
     &vmsnap_libvirt_backend,
 #endif
+    &vmsnap_export_backend,
     NULL,
 };
 

@@ -431,9 +431,7 @@ static const char *connection_connect(VmsnapNbdConnection *connection) {
     if (connection->nbd && vmsnap_nbd_handle_wait(connection->nbd, connection->timeout_ms) &&
         vmsnap_nbd_handle_get_export(connection->nbd, connection->context_name, &connection->export))
         return NULL;
-    const char *reason = nbd_get_error();
-    gboolean too_late = connection->nbd && nbd_aio_is_connecting(connection->nbd);
-    return reason && !too_late ? reason : "no answer";
+    return connection->nbd ? vmsnap_nbd_handle_get_failure(connection->nbd) : nbd_get_error();
 }
 
 VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, const VmsnapNbdServer *server,

@@ -24,6 +24,13 @@ gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms) {
     return nbd_aio_is_ready(nbd) == 1;
 }
 
+const char *vmsnap_nbd_handle_get_failure(struct nbd_handle *nbd) {
+    const char *reason = nbd_get_error();
+    if (nbd_aio_is_connecting(nbd))
+        return "no answer";
+    return reason ? reason : "the server closed the connection";
+}
+
 gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, const char *context, VmsnapNbdExport *ret_export) {
     int64_t size_bytes = nbd_get_size(nbd);
     int64_t block_bytes = nbd_get_block_size(nbd, LIBNBD_SIZE_MINIMUM);

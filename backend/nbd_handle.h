@@ -33,6 +33,9 @@ struct nbd_handle *vmsnap_nbd_handle_new(const VmsnapNbdServer *server, const ch
 /** Blocks until the server has let @nbd in. Returns: FALSE if it has not within @timeout_ms. */
 gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms);
 
+/** Returns: why vmsnap_nbd_handle_wait() has failed just now, on the same thread, in words for the user. */
+const char *vmsnap_nbd_handle_get_failure(struct nbd_handle *nbd);
+
 /** Returns: whether the server tells of an export that can be used. */
 gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, const char *context, VmsnapNbdExport *ret_export);
 

@@ -54,26 +54,18 @@ static gboolean pool_connect_changes(VmsnapNbdPool *pool, const Target *target, 
     return FALSE;
 }
 
-static void set_connect_error(const VmsnapNbdServer *server, const char *export_name, GError *reason, GError **error) {
-    g_propagate_prefixed_error(error, reason, "failed to connect to NBD export '%s' on '%s': ", export_name,
-                               server->name);
-    if (server->remedy) {
-        g_autoptr(GError) remedy = g_error_new_literal(VMSNAP_ERROR, VMSNAP_ERROR_FAILED, server->remedy);
-        vmsnap_error_append(error, remedy);
-    }
-}
-
 VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const VmsnapNbdServer *server,
                                    const char *export_name, const char *bitmap, guint max_connections,
                                    unsigned timeout_ms, GError **error) {
     const Target target = {
         .snapshot = snapshot, .server = server, .export_name = export_name, .timeout_ms = timeout_ms};
     g_autoptr(VmsnapNbdPool) pool = g_new0(VmsnapNbdPool, 1);
-    GError *reason = NULL;
+    g_autoptr(GError) reason = NULL;
     pool->connections = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_nbd_connection_free);
     if (!pool_connect(pool, &target, max_connections, &reason) ||
         !pool_connect_changes(pool, &target, bitmap, &reason)) {
-        set_connect_error(server, export_name, reason, error);
+        g_autofree char *verb = g_strdup_printf("connect to NBD export '%s' on", export_name);
+        vmsnap_nbd_server_set_error(server, verb, reason->message, error);
         return NULL;
     }
     for (guint i = 0; i < pool->connections->len; i++)

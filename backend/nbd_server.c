@@ -54,17 +54,15 @@ VmsnapNbdServer *vmsnap_nbd_server_new_uri(const char *uri, GError **error) {
     int fd = path ? socket_open(path, 0, &status) : -1;
     if (path && fd < 0) {
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to mount '%s': socket '%s': %s; see whether the "
-                    "server runs, and where it listens",
-                    uri, path, g_strerror(errno));
+                    "failed to use socket '%s' of '%s': %s; see whether the server runs, and where it listens", path,
+                    uri, g_strerror(errno));
         return NULL;
     }
     VmsnapNbdServer *server = g_new0(VmsnapNbdServer, 1);
     server->name = g_strdup(uri);
     server->who = "the server";
     server->cause = "it has ended, and whatever is served there later may be something else";
-    server->remedy =
-        "see whether the server runs and has that export, and whether it wants TLS (nbds) or has none (nbd)";
+    server->remedy = "see whether the server runs and has that export, and whether it speaks TLS (nbds) or not (nbd)";
     server->uri = g_strdup(uri);
     server->socket_fd = fd;
     return server;
@@ -87,6 +85,18 @@ gboolean vmsnap_nbd_server_connect(const VmsnapNbdServer *server, struct nbd_han
         return nbd_set_export_name(nbd, export_name) == 0 && nbd_aio_connect_unix(nbd, socket) == 0;
     g_autofree char *uri = vmsnap_nbd_uri_build(server->uri, export_name, socket);
     return nbd_set_uri_allow_local_file(nbd, true) == 0 && nbd_aio_connect_uri(nbd, uri) == 0;
+}
+
+void vmsnap_nbd_server_set_error(const VmsnapNbdServer *server, const char *verb, const char *reason, GError **error) {
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to %s '%s': %s%s%s", verb, server->name, reason,
+                server->remedy ? "; " : "", server->remedy ? server->remedy : "");
+}
+
+char *vmsnap_nbd_get_version(void) {
+    struct nbd_handle *nbd = nbd_create();
+    char *version = nbd ? g_strdup(nbd_get_version(nbd)) : NULL;
+    nbd_close(nbd);
+    return version;
 }
 
 gboolean vmsnap_nbd_server_is_gone(const VmsnapNbdServer *server) {

@@ -55,5 +55,11 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapNbdServer, vmsnap_nbd_server_free)
  */
 gboolean vmsnap_nbd_server_connect(const VmsnapNbdServer *server, struct nbd_handle *nbd, const char *export_name);
 
+/** Sets @error to "failed to VERB 'SERVER': REASON", with what to look at. */
+void vmsnap_nbd_server_set_error(const VmsnapNbdServer *server, const char *verb, const char *reason, GError **error);
+
+/** Returns: (transfer full): the version of libnbd, or NULL. */
+char *vmsnap_nbd_get_version(void);
+
 /** Returns: whether its socket has been removed. Any thread. */
 gboolean vmsnap_nbd_server_is_gone(const VmsnapNbdServer *server);
