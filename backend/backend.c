@@ -7,6 +7,7 @@
 
 #include "config.h"
 #include "dirs.h"
+#include "export_backend.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -21,14 +22,58 @@ static const VmsnapBackend *const backends[] = {
 #ifdef HAVE_LIBVIRT
     &vmsnap_libvirt_backend,
 #endif
+    &vmsnap_export_backend,
     NULL,
 };
+
+static const VmsnapBackend *backend_find_by_name(const char *name) {
+    for (size_t i = 0; backends[i]; i++)
+        if (g_strcmp0(backends[i]->name, name) == 0)
+            return backends[i];
+    return NULL;
+}
 
 static const VmsnapBackend *backend_find(const char *source) {
     for (size_t i = 0; backends[i]; i++)
         if (backends[i]->handles(source))
             return backends[i];
     return NULL;
+}
+
+char *vmsnap_source_resolve(const char *source) {
+    const VmsnapBackend *backend = backend_find(source);
+    return backend && backend->resolve ? backend->resolve(source) : g_strdup(source);
+}
+
+gboolean vmsnap_source_check_option(const char *source, const char *option, GError **error) {
+    const VmsnapBackend *backend = backend_find(source);
+    for (const VmsnapRefusal *refusal = backend ? backend->refuses : NULL; refusal && refusal->option; refusal++) {
+        if (!g_str_equal(refusal->option, option))
+            continue;
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE, "failed to use option '%s' with '%s': %s; leave it out",
+                    option, source, refusal->reason);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static const VmsnapWords *words_of(const VmsnapBackend *backend) {
+    static const VmsnapWords unknown = {.noun = "source", .host = "its host"};
+    return backend ? &backend->words : &unknown;
+}
+
+const VmsnapWords *vmsnap_source_get_words(const char *source) {
+    return words_of(backend_find(source));
+}
+
+const VmsnapWords *vmsnap_backend_get_words(const char *name) {
+    return words_of(backend_find_by_name(name));
+}
+
+VmsnapConsistency vmsnap_snapshot_get_consistency(const VmsnapSnapshot *snapshot) {
+    if (snapshot->backend->is_foreign)
+        return VMSNAP_CONSISTENCY_UNKNOWN;
+    return snapshot->quiesced ? VMSNAP_CONSISTENCY_FILESYSTEM : VMSNAP_CONSISTENCY_CRASH;
 }
 
 VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError **error) {
@@ -58,9 +103,9 @@ gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, gboolea
 static gboolean machine_recover(VmsnapRecord *record, GError **error) {
     if (!vmsnap_record_has_left(record))
         return TRUE;
-    for (size_t i = 0; backends[i]; i++)
-        if (g_strcmp0(backends[i]->name, record->backend) == 0)
-            return backends[i]->recover(record, error);
+    const VmsnapBackend *backend = backend_find_by_name(record->backend);
+    if (backend)
+        return backend->recover(record, error);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                 "failed to end the snapshot of '%s': this vmsnap was built without support for its source",
                 record->machine);

@@ -20,6 +20,7 @@ void vmsnap_libvirt_free(VmsnapSnapshot *base) {
         g_free(disk->scratch_name);
     }
     vmsnap_io_threads_free(snapshot->threads);
+    vmsnap_nbd_server_free(snapshot->server);
     if (snapshot->scratch_fd >= 0)
         (void)close(snapshot->scratch_fd);
     vmsnap_domain_free(snapshot->facts);
@@ -102,6 +103,7 @@ static gboolean libvirt_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint
 
 const VmsnapBackend vmsnap_libvirt_backend = {
     .name = "libvirt",
+    .words = {.noun = "domain", .host = "libvirt", .inspect = "virsh domjobinfo"},
     .handles = libvirt_handles,
     .begin = vmsnap_libvirt_begin,
     .start = libvirt_start,

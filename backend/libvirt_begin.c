@@ -373,11 +373,14 @@ static gboolean disk_check_export(const VmsnapLibvirtDisk *disk, GError **error)
 static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
                                     GError **error) {
     snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
+    snapshot->server = vmsnap_nbd_server_new_private(snapshot->record->socket, error);
+    if (!snapshot->server)
+        return FALSE;
     for (guint i = 0; i < snapshot->base.disks->len; i++) {
         VmsnapLibvirtDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
         g_autofree char *bitmap = disk->base.since ? vmsnap_domain_name_bitmap(disk->base.name) : NULL;
-        disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->record->socket, disk->base.name,
-                                         bitmap, options->connections, options->timeout_ms, error);
+        disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->server, disk->base.name, bitmap,
+                                         options->connections, options->timeout_ms, error);
         if (!disk->pool)
             return FALSE;
         if (!disk_check_export(disk, error))

@@ -37,6 +37,7 @@ typedef struct {
     virDomainPtr domain;
     VmsnapDomain *facts;
     VmsnapIoThreads *threads;
+    VmsnapNbdServer *server;
     VmsnapQuiesce *quiesce;
     VmsnapLibvirtWatch *watch;
     VmsnapRecord *record;

@@ -16,9 +16,9 @@
  *   pausing     there is no handle, after a try that failed, until the next try
  *   closed      the connection is lost for good and the snapshot broken, or it was closed: all requests fail
  *
- * A connection that is cut is tried again at once, then after pauses, for timeout_ms. Unless nobody listens: then QEMU
- * or its job is gone. Likewise a connection is of no use on which the server has left us without an answer for
- * timeout_ms: without the one to the request that has waited for longest, or a server that trickles, or forgets one
+ * A connection that is cut is tried again at once, then after pauses, for timeout_ms. Unless nobody listens: then the
+ * server, or QEMU's job, is gone. Likewise a connection is of no use on which the server has left us without an answer
+ * for timeout_ms: without the one to the request that has waited for longest, or a server that trickles, or forgets one
  * request while it answers others, would keep a reader waiting for ever. What a server does after it let us in may be
  * the same each time, so that only answers count as success.
  */
@@ -40,11 +40,11 @@
 
 struct VmsnapNbdConnection {
     GSource source;
-    GMainContext *context;    /* of the I/O thread; not owned; immutable once attached */
-    VmsnapSnapshot *snapshot; /* not owned; immutable, as all down to export */
-    int socket_fd;            /* not owned */
-    char *export_name;        /* owned */
-    char *context_name;       /* owned */
+    GMainContext *context;         /* of the I/O thread; not owned; immutable once attached */
+    VmsnapSnapshot *snapshot;      /* not owned; immutable, as all down to export */
+    const VmsnapNbdServer *server; /* not owned */
+    char *export_name;             /* owned */
+    char *context_name;            /* owned */
     unsigned timeout_ms;
     VmsnapNbdExport export;
 
@@ -198,15 +198,14 @@ static gint64 timeout_us(const VmsnapNbdConnection *connection) {
 }
 
 static gboolean connection_give_up_silent(VmsnapNbdConnection *connection) {
-    vmsnap_snapshot_break(connection->snapshot, "QEMU has not answered for %u s", timeout_s(connection));
+    vmsnap_snapshot_break(connection->snapshot, "%s has not answered for %u s", connection->server->who,
+                          timeout_s(connection));
     return connection_give_up(connection);
 }
 
 static gboolean connection_give_up_closed(VmsnapNbdConnection *connection) {
-    vmsnap_snapshot_break(connection->snapshot,
-                          "QEMU closed the NBD connection (%s): the guest was stopped, or somebody else ended "
-                          "the backup job",
-                          connection->loss_reason);
+    vmsnap_snapshot_break(connection->snapshot, "%s closed the NBD connection (%s): %s", connection->server->who,
+                          connection->loss_reason, connection->server->cause);
     return connection_give_up(connection);
 }
 
@@ -245,16 +244,16 @@ typedef enum {
 
 /* ENOENT is also what libnbd makes of a server that has no such export any more. */
 static Attempt attempt_judge(const VmsnapNbdConnection *connection, int error) {
-    gboolean futile = error == ECONNREFUSED || error == ENOENT || vmsnap_nbd_socket_is_gone(connection->socket_fd);
+    gboolean futile = error == ECONNREFUSED || error == ENOENT || vmsnap_nbd_server_is_gone(connection->server);
     return futile ? ATTEMPT_FUTILE : ATTEMPT_FAILED;
 }
 
 static Attempt attempt_begin(VmsnapNbdConnection *connection, gint64 now_us) {
     if (now_us < connection->attempt_us)
         return ATTEMPT_WAITS;
-    if (vmsnap_nbd_socket_is_gone(connection->socket_fd))
+    if (vmsnap_nbd_server_is_gone(connection->server))
         return ATTEMPT_FUTILE;
-    connection->next = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name, connection->context_name);
+    connection->next = vmsnap_nbd_handle_new(connection->server, connection->export_name, connection->context_name);
     if (!connection->next)
         return attempt_judge(connection, nbd_get_errno());
     connection_watch_handle(connection, connection->next);
@@ -289,7 +288,8 @@ static gboolean connection_reconnect(VmsnapNbdConnection *connection, GIOConditi
         connection_pause(connection, now_us);
     gint64 end_us = connection->lost_us + timeout_us(connection);
     if (now_us >= end_us) {
-        vmsnap_snapshot_break(connection->snapshot, "no NBD connection to QEMU for %u s", timeout_s(connection));
+        vmsnap_snapshot_break(connection->snapshot, "no NBD connection to %s for %u s", connection->server->who,
+                              timeout_s(connection));
         return connection_give_up(connection);
     }
     gint64 next_us = connection->next ? connection->attempt_end_us : connection->attempt_us;
@@ -427,23 +427,22 @@ static GSourceFuncs connection_funcs = {
 
 /* Returns: NULL if the server has let us in, or why not. */
 static const char *connection_connect(VmsnapNbdConnection *connection) {
-    connection->nbd = vmsnap_nbd_handle_new(connection->socket_fd, connection->export_name, connection->context_name);
+    connection->nbd = vmsnap_nbd_handle_new(connection->server, connection->export_name, connection->context_name);
     if (connection->nbd && vmsnap_nbd_handle_wait(connection->nbd, connection->timeout_ms) &&
         vmsnap_nbd_handle_get_export(connection->nbd, connection->context_name, &connection->export))
         return NULL;
-    const char *reason = nbd_get_error();
-    gboolean too_late = connection->nbd && nbd_aio_is_connecting(connection->nbd);
-    return reason && !too_late ? reason : "no answer";
+    return connection->nbd ? vmsnap_nbd_handle_get_failure(connection->nbd) : nbd_get_error();
 }
 
-VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, int socket_fd, const char *export_name,
-                                               const char *context, unsigned timeout_ms, GError **error) {
+VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, const VmsnapNbdServer *server,
+                                               const char *export_name, const char *context, unsigned timeout_ms,
+                                               GError **error) {
     g_autoptr(VmsnapNbdConnection) connection =
         (VmsnapNbdConnection *)g_source_new(&connection_funcs, sizeof(VmsnapNbdConnection));
     g_mutex_init(&connection->lock);
     (void)pthread_mutex_init(&connection->handle_lock, NULL);
     connection->snapshot = snapshot;
-    connection->socket_fd = socket_fd;
+    connection->server = server;
     connection->export_name = g_strdup(export_name);
     connection->context_name = g_strdup(context);
     connection->timeout_ms = timeout_ms;

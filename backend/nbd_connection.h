@@ -3,6 +3,7 @@
 #pragma once
 
 #include "io_threads.h"
+#include "nbd_server.h"
 #include "vmsnap/backend.h"
 
 typedef struct VmsnapNbdConnection VmsnapNbdConnection;
@@ -10,7 +11,7 @@ typedef struct VmsnapNbdConnection VmsnapNbdConnection;
 /**
  * vmsnap_nbd_connection_new:
  * @snapshot: broken if the connection is lost for good, before the reads in flight fail; must outlive the connection
- * @socket_fd: from vmsnap_nbd_socket_open(); not consumed, must outlive the connection
+ * @server: not consumed, must outlive the connection
  * @export_name: what to open there
  * @context: which extents it can be asked for; see vmsnap_nbd_handle_new()
  * @timeout_ms: for the server to let us in, to let us in again, and to answer
@@ -18,8 +19,9 @@ typedef struct VmsnapNbdConnection VmsnapNbdConnection;
  * Connects. Blocks. Nothing is sent before vmsnap_nbd_connection_attach().
  * Returns: the connection, or NULL with @error set.
  */
-VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, int socket_fd, const char *export_name,
-                                               const char *context, unsigned timeout_ms, GError **error);
+VmsnapNbdConnection *vmsnap_nbd_connection_new(VmsnapSnapshot *snapshot, const VmsnapNbdServer *server,
+                                               const char *export_name, const char *context, unsigned timeout_ms,
+                                               GError **error);
 
 uint64_t vmsnap_nbd_connection_get_size(const VmsnapNbdConnection *connection);
 

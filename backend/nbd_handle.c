@@ -1,51 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "nbd_handle.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-/* Connecting and chmod(2) take no descriptor, but this name for one. */
-static char *socket_name(int socket_fd) {
-    return g_strdup_printf("/proc/self/fd/%d", socket_fd);
-}
-
-/*
- * A symbolic link would lead to the disk of another machine: the directory belongs to QEMU's user. The mode of a socket
- * that has another name is left alone for the same reason. If it cannot be changed, connecting will tell whether that
- * matters.
- */
-int vmsnap_nbd_socket_open(const char *path) {
-    struct stat status;
-    int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    if (fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode)) {
-        g_autofree char *name = socket_name(fd);
-        if (status.st_nlink == 1)
-            (void)chmod(name, 0666);
-        return fd;
-    }
-    (void)close(fd);
-    errno = ENOTSOCK;
-    return -1;
-}
-
-gboolean vmsnap_nbd_socket_is_gone(int socket_fd) {
-    struct stat status;
-    return fstat(socket_fd, &status) == 0 && status.st_nlink == 0;
-}
-
 /*
  * libnbd would clear each buffer before the answer comes, since that may leave gaps; which costs a third of what the
  * receiving does, and makes wrong bytes of them. So it is told not to, and nbd_request.c notices gaps.
  */
-struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name, const char *context) {
-    g_autofree char *name = socket_name(socket_fd);
+struct nbd_handle *vmsnap_nbd_handle_new(const VmsnapNbdServer *server, const char *export_name, const char *context) {
     struct nbd_handle *nbd = nbd_create();
-    if (nbd && nbd_set_pread_initialize(nbd, false) == 0 && nbd_set_export_name(nbd, export_name) == 0 &&
-        nbd_add_meta_context(nbd, context) == 0 && nbd_aio_connect_unix(nbd, name) == 0)
+    if (nbd && nbd_set_pread_initialize(nbd, false) == 0 && nbd_add_meta_context(nbd, context) == 0 &&
+        vmsnap_nbd_server_connect(server, nbd, export_name))
         return nbd;
     nbd_close(nbd);
     return NULL;
@@ -59,6 +22,13 @@ gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms) {
             return FALSE;
     }
     return nbd_aio_is_ready(nbd) == 1;
+}
+
+const char *vmsnap_nbd_handle_get_failure(struct nbd_handle *nbd) {
+    const char *reason = nbd_get_error();
+    if (nbd_aio_is_connecting(nbd))
+        return "no answer";
+    return reason ? reason : "the server closed the connection";
 }
 
 gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, const char *context, VmsnapNbdExport *ret_export) {

@@ -5,8 +5,8 @@
  */
 #pragma once
 
-#include <glib.h>
-#include <libnbd.h>
+#include "nbd_server.h"
+
 #include <stdint.h>
 
 /** A bitmap of QEMU's by its name after this: tells what has changed. The other context that is used tells content. */
@@ -22,29 +22,19 @@ typedef struct {
 } VmsnapNbdExport;
 
 /**
- * vmsnap_nbd_socket_open:
- * @path: of a unix socket in a directory that only its owner can search
- *
- * Opens a socket to connect to, as often as need be: whoever has it needs no right to search the directory any more,
- * and reaches this very socket or none. Makes it writable for everybody, so that no capability is needed, either.
- * Returns: a descriptor (O_PATH), or -1 with errno set.
- */
-int vmsnap_nbd_socket_open(const char *path);
-
-/** Returns: whether the socket has been removed. */
-gboolean vmsnap_nbd_socket_is_gone(int socket_fd);
-
-/**
  * vmsnap_nbd_handle_new:
  * @context: the one in which to ask for extents: content or changes. A server finds out about all that were agreed on
  *   whenever it is asked, and the content is what may take long
  *
- * Begins to connect. Does not block. Returns: the handle, or NULL with libnbd's error set.
+ * Begins to connect, as vmsnap_nbd_server_connect(). Returns: the handle, or NULL with libnbd's error set.
  */
-struct nbd_handle *vmsnap_nbd_handle_new(int socket_fd, const char *export_name, const char *context);
+struct nbd_handle *vmsnap_nbd_handle_new(const VmsnapNbdServer *server, const char *export_name, const char *context);
 
 /** Blocks until the server has let @nbd in. Returns: FALSE if it has not within @timeout_ms. */
 gboolean vmsnap_nbd_handle_wait(struct nbd_handle *nbd, unsigned timeout_ms);
+
+/** Returns: why vmsnap_nbd_handle_wait() has failed just now, on the same thread, in words for the user. */
+const char *vmsnap_nbd_handle_get_failure(struct nbd_handle *nbd);
 
 /** Returns: whether the server tells of an export that can be used. */
 gboolean vmsnap_nbd_handle_get_export(struct nbd_handle *nbd, const char *context, VmsnapNbdExport *ret_export);

@@ -5,18 +5,15 @@
 #include "nbd_handle.h"
 #include "vmsnap/error.h"
 
-#include <errno.h>
-#include <unistd.h>
-
 struct VmsnapNbdPool {
-    int socket_fd;                /* owned; immutable after new, as all of this */
-    GPtrArray *connections;       /* of VmsnapNbdConnection, owned; at least one */
+    GPtrArray *connections;       /* of VmsnapNbdConnection, owned; at least one; immutable after new, as all of this */
     VmsnapNbdConnection *changes; /* owned; that one which tells what has changed; NULL without a bitmap */
 };
 
 /** What all connections of a pool are made with. */
 typedef struct {
     VmsnapSnapshot *snapshot;
+    const VmsnapNbdServer *server;
     const char *export_name;
     unsigned timeout_ms;
 } Target;
@@ -24,7 +21,7 @@ typedef struct {
 static VmsnapNbdConnection *pool_connect_one(VmsnapNbdPool *pool, const Target *target, const char *context,
                                              GError **error) {
     g_autoptr(VmsnapNbdConnection) connection = vmsnap_nbd_connection_new(
-        target->snapshot, pool->socket_fd, target->export_name, context, target->timeout_ms, error);
+        target->snapshot, target->server, target->export_name, context, target->timeout_ms, error);
     if (!connection)
         return NULL;
     if (pool->connections->len == 0 || vmsnap_nbd_connection_get_size(connection) == vmsnap_nbd_pool_get_size(pool))
@@ -57,23 +54,18 @@ static gboolean pool_connect_changes(VmsnapNbdPool *pool, const Target *target, 
     return FALSE;
 }
 
-static gboolean pool_open_socket(VmsnapNbdPool *pool, const char *socket, GError **error) {
-    pool->socket_fd = vmsnap_nbd_socket_open(socket);
-    if (pool->socket_fd >= 0)
-        return TRUE;
-    g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, g_strerror(errno));
-    return FALSE;
-}
-
-VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const char *socket,
+VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const VmsnapNbdServer *server,
                                    const char *export_name, const char *bitmap, guint max_connections,
                                    unsigned timeout_ms, GError **error) {
-    const Target target = {.snapshot = snapshot, .export_name = export_name, .timeout_ms = timeout_ms};
+    const Target target = {
+        .snapshot = snapshot, .server = server, .export_name = export_name, .timeout_ms = timeout_ms};
     g_autoptr(VmsnapNbdPool) pool = g_new0(VmsnapNbdPool, 1);
+    g_autoptr(GError) reason = NULL;
     pool->connections = g_ptr_array_new_with_free_func((GDestroyNotify)vmsnap_nbd_connection_free);
-    if (!pool_open_socket(pool, socket, error) || !pool_connect(pool, &target, max_connections, error) ||
-        !pool_connect_changes(pool, &target, bitmap, error)) {
-        g_prefix_error(error, "failed to connect to NBD export '%s' on '%s': ", export_name, socket);
+    if (!pool_connect(pool, &target, max_connections, &reason) ||
+        !pool_connect_changes(pool, &target, bitmap, &reason)) {
+        g_autofree char *verb = g_strdup_printf("connect to NBD export '%s' on", export_name);
+        vmsnap_nbd_server_set_error(server, verb, reason->message, error);
         return NULL;
     }
     for (guint i = 0; i < pool->connections->len; i++)
@@ -121,7 +113,5 @@ void vmsnap_nbd_pool_free(VmsnapNbdPool *pool) {
         return;
     g_ptr_array_unref(pool->connections);
     vmsnap_nbd_connection_free(pool->changes);
-    if (pool->socket_fd >= 0)
-        (void)close(pool->socket_fd);
     g_free(pool);
 }

@@ -10,14 +10,14 @@ typedef struct VmsnapNbdPool VmsnapNbdPool;
  * vmsnap_nbd_pool_new:
  * @threads: must outlive the pool; they may be started later
  * @snapshot: broken when a connection is lost for good, before its reads fail; must outlive the pool
- * @socket: path of a unix socket in a directory that only its owner can search: its own mode is opened for everybody
+ * @server: must outlive the pool
  * @bitmap: of QEMU's, by which the export tells what has changed; or NULL
  * @max_connections: at least 1; more than one are made only where the server allows it
  * @timeout_ms: for the server to let each connection in, to let it in again after it was cut, and to answer
  *
  * Connects. Blocks. Returns: the pool, or NULL with @error set.
  */
-VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const char *socket,
+VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *snapshot, const VmsnapNbdServer *server,
                                    const char *export_name, const char *bitmap, guint max_connections,
                                    unsigned timeout_ms, GError **error);
 

@@ -4,6 +4,7 @@
 
 #include "dirs.h"
 #include "json_text.h"
+#include "vmsnap/backend.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -339,9 +340,9 @@ gboolean vmsnap_record_machine_is_free(const char *verb, const char *machine, co
         return TRUE;
     (void)close(fd);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to %s domain '%s': it is mounted on '%s' already, or just being mounted or unmounted there "
+                "failed to %s %s '%s': it is mounted on '%s' already, or just being mounted or unmounted there "
                 "(process %d); unmount that first, or try again",
-                verb, machine, other->mount_point, (int)other->pid);
+                verb, vmsnap_backend_get_words(other->backend)->noun, machine, other->mount_point, (int)other->pid);
     return FALSE;
 }
 

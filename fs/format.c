@@ -5,6 +5,9 @@
 
 #include <limits.h>
 
+/* Of a name that is made out of something longer. */
+#define MAX_MACHINE_LENGTH 100
+
 static const VmsnapFormat *const formats[] = {
     &vmsnap_format_raw,
     &vmsnap_format_qcow2,
@@ -18,11 +21,30 @@ const VmsnapFormat *vmsnap_format_find(const char *name) {
     return NULL;
 }
 
+/*
+ * libvirt lets no slash into a name. What has one is an URI or a path, of which only letters and numbers are of use:
+ * nbd://host:10809 is nbd_host_10809.
+ */
+static char *name_machine(const char *machine) {
+    if (!strchr(machine, '/'))
+        return g_strdup(machine);
+    GString *name = g_string_new(NULL);
+    for (const char *c = machine; *c && name->len < MAX_MACHINE_LENGTH; c++) {
+        if (g_ascii_isalnum(*c) || ((*c == '.' || *c == '-') && name->len > 0))
+            (void)g_string_append_c(name, *c);
+        else if (name->len > 0 && name->str[name->len - 1] != '_')
+            (void)g_string_append_c(name, '_');
+    }
+    if (name->len > 0 && name->str[name->len - 1] == '_')
+        (void)g_string_truncate(name, name->len - 1);
+    return g_string_free(name->len > 0 ? name : g_string_append(name, "machine"), FALSE);
+}
+
 char *vmsnap_format_name_file(const VmsnapFormatOptions *options, const VmsnapDisk *disk) {
     const VmsnapFormat *format = options->format;
     const char *tag = format->tag ? format->tag(options, disk) : NULL;
-    return g_strdup_printf("%s%s%s.%s", format->one_file ? disk->snapshot->machine : disk->name, tag ? "." : "",
-                           tag ? tag : "", format->name);
+    g_autofree char *name = format->one_file ? name_machine(disk->snapshot->machine) : g_strdup(disk->name);
+    return g_strdup_printf("%s%s%s.%s", name, tag ? "." : "", tag ? tag : "", format->name);
 }
 
 gboolean vmsnap_backing_pattern_is_valid(const char *pattern) {

@@ -10,6 +10,15 @@ char *vmsnap_instant_format(int64_t instant_ns) {
     return g_strdup_printf("%s.%09" G_GINT64_FORMAT "Z", date, instant_ns % 1000000000);
 }
 
+static const char *consistency_name(const VmsnapSnapshot *snapshot) {
+    static const char *const names[] = {
+        [VMSNAP_CONSISTENCY_CRASH] = "crash",
+        [VMSNAP_CONSISTENCY_FILESYSTEM] = "filesystem",
+        [VMSNAP_CONSISTENCY_UNKNOWN] = "unknown",
+    };
+    return names[vmsnap_snapshot_get_consistency(snapshot)];
+}
+
 static void add_disk(JsonBuilder *json, const VmsnapFormatOptions *format, const VmsnapDiskView *view) {
     const VmsnapDisk *disk = view->disk;
     g_autofree char *file = vmsnap_format_name_file(format, disk);
@@ -67,7 +76,7 @@ GBytes *vmsnap_manifest_build(const VmsnapView *view) {
     json_builder_begin_object(json);
     vmsnap_json_add_string(json, "uuid", snapshot->uuid);
     vmsnap_json_add_string(json, "instant", instant);
-    vmsnap_json_add_string(json, "consistency", snapshot->quiesced ? "filesystem" : "crash");
+    vmsnap_json_add_string(json, "consistency", consistency_name(snapshot));
     if (snapshot->quiesce_error)
         vmsnap_json_add_string(json, "quiesce-error", snapshot->quiesce_error);
     json_builder_set_member_name(json, "source");

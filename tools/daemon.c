@@ -134,10 +134,10 @@ static void snapshot_end_quietly(VmsnapSnapshot *snapshot) {
 }
 
 static int report_timeout(const VmsnapBeginOptions *options) {
-    g_autoptr(GError) error =
-        g_error_new(VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to mount '%s': no answer within %u s; see whether libvirt is well, or raise -o timeout=",
-                    options->source, options->timeout_ms / 1000);
+    g_autoptr(GError) error = g_error_new(
+        VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+        "failed to mount '%s': no answer within %u s; see whether %s is well, or raise -o timeout=", options->source,
+        options->timeout_ms / 1000, vmsnap_source_get_words(options->source)->host);
     return vmsnap_report_error(error);
 }
 
@@ -149,7 +149,7 @@ static void ending_signals_let_through(void) {
 }
 
 /*
- * libvirt's calls cannot be cancelled. When time is up the caller is told, and this process stays until the call
+ * What a begin waits for cannot be cancelled. When time is up the caller is told, and this process stays until the call
  * returns, so that a job which begins after all is ended again.
  * Returns: the snapshot, or NULL after the error was reported.
  */
@@ -287,15 +287,20 @@ static void tell_begun(const VmsnapSnapshot *snapshot) {
 }
 
 static void tell_mounted(const VmsnapSnapshot *snapshot, const char *mount_point) {
-    g_message("domain '%s' is mounted on '%s' as snapshot %s, consistent as %s", snapshot->machine, mount_point,
-              snapshot->uuid, snapshot->quiesced ? "its filesystems were frozen" : "after a power failure");
+    static const char *const consistent[] = {
+        [VMSNAP_CONSISTENCY_CRASH] = "consistent as after a power failure",
+        [VMSNAP_CONSISTENCY_FILESYSTEM] = "consistent as its filesystems were frozen",
+        [VMSNAP_CONSISTENCY_UNKNOWN] = "as consistent as what it exports",
+    };
+    g_message("%s '%s' is mounted on '%s' as snapshot %s, %s", snapshot->backend->words.noun, snapshot->machine,
+              mount_point, snapshot->uuid, consistent[vmsnap_snapshot_get_consistency(snapshot)]);
 }
 
 static void tell_ended(const VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, const GError *error) {
     if (error)
         g_warning("%s", error->message);
     else
-        g_message("the snapshot of domain '%s' has ended: %s", snapshot->machine,
+        g_message("the snapshot of %s '%s' has ended: %s", snapshot->backend->words.noun, snapshot->machine,
                   aborted ? "stopped by a signal" : "complete");
     if (!error && commit)
         g_message("checkpoint '%s' is committed", snapshot->checkpoint);

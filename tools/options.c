@@ -6,6 +6,7 @@
 #include "options.h"
 
 #include "fs/size.h"
+#include "option_rules.h"
 #include "vmsnap/checkpoint_name.h"
 #include "vmsnap/error.h"
 
@@ -375,6 +376,7 @@ static gboolean parse_own(VmsnapOptions *options, const char *name, const char *
             return usage_error(error, "failed to use option '%s': it needs a value, %s=...", name, name);
         if (!own_options[i].takes_value && value)
             return usage_error(error, "failed to use option '%s=%s': it takes no value", name, value);
+        g_ptr_array_add(options->given, (gpointer)own_options[i].name);
         return own_options[i].parse(options, value, error);
     }
     *ret_found = FALSE;
@@ -420,13 +422,13 @@ static gboolean parse_option_string(VmsnapOptions *options, const char *string, 
 
 /* mount(8) makes a path of a source that is also a file in the current directory. No domain has a '/' in its name. */
 static char *source_from_operand(const char *operand) {
-    return operand[0] == '/' ? g_path_get_basename(operand) : g_strdup(operand);
+    return operand[0] == '/' ? g_path_get_basename(operand) : vmsnap_source_resolve(operand);
 }
 
 static gboolean parse_operands(VmsnapOptions *options, char **operands, GError **error) {
     guint n_operands = operands ? g_strv_length(operands) : 0;
     if (options->cleanup && n_operands <= 1) {
-        options->source = n_operands > 0 ? g_strdup(operands[0]) : NULL;
+        options->source = n_operands > 0 ? vmsnap_source_resolve(operands[0]) : NULL;
         return TRUE;
     }
     if (options->cleanup)
@@ -484,6 +486,7 @@ static VmsnapOptions *options_new(void) {
     options->format.format = &vmsnap_format_raw;
     options->format.cluster_bytes = DEFAULT_CLUSTER_BYTES;
     options->mount_options = g_string_new(NULL);
+    options->given = g_ptr_array_new();
     return options;
 }
 
@@ -502,59 +505,8 @@ void vmsnap_options_free(VmsnapOptions *options) {
     g_clear_pointer(&options->config_contents, g_ptr_array_unref);
     g_free(options->scratch_dir);
     g_string_free(options->mount_options, TRUE);
+    g_ptr_array_unref(options->given);
     g_free(options);
-}
-
-/* Options that make no sense together are more likely a mistake than meant. */
-typedef struct {
-    gboolean is_wrong;
-    const char *option;
-    const char *reason;
-} Rule;
-
-static gboolean rules_check(const Rule *rules, size_t n_rules, GError **error) {
-    for (size_t i = 0; i < n_rules; i++)
-        if (rules[i].is_wrong)
-            return usage_error(error, "failed to use option '%s': %s", rules[i].option, rules[i].reason);
-    return TRUE;
-}
-
-static gboolean check_checkpoint(const VmsnapOptions *options, GError **error) {
-    gboolean has_checkpoint = options->incremental || options->checkpoint;
-    gboolean is_explicit = options->commit == VMSNAP_COMMIT_EXPLICIT;
-    const Rule rules[] = {
-        {options->incremental && options->checkpoint, "checkpoint",
-         "incremental names its checkpoints itself; use checkpoint= with since="},
-        {options->incremental && options->since, "since",
-         "incremental finds it out by itself; use since= with checkpoint="},
-        {options->since && g_strcmp0(options->checkpoint, options->since) == 0, "checkpoint",
-         "it is the name of since=, too; choose another"},
-        {options->keep_checkpoints && !has_checkpoint, "keep_checkpoints",
-         "there is no new one; add incremental or checkpoint="},
-        {options->has_commit && !has_checkpoint, "commit", "there is no checkpoint; add incremental or checkpoint="},
-        {is_explicit && options->read_only, "commit",
-         "the order is written into the mount, which ro prevents; drop one of them"},
-    };
-    return rules_check(rules, G_N_ELEMENTS(rules), error);
-}
-
-static gboolean check_format(const VmsnapOptions *options, GError **error) {
-    gboolean is_qcow2 = options->format.format == &vmsnap_format_qcow2;
-    gboolean is_raw = options->format.format == &vmsnap_format_raw;
-    gboolean counts_changes = options->incremental || options->since;
-    const Rule rules[] = {
-        {options->has_cluster_size && !is_qcow2, "cluster_size",
-         "only format=qcow2 has clusters to choose; use format=qcow2"},
-        {counts_changes && !options->format.format->shows_changes, options->incremental ? "incremental" : "since",
-         "an archive is of whole disks; use format=raw or format=qcow2"},
-        {options->backing && !is_qcow2, "backing", "other formats have no backing file; use format=qcow2"},
-        {options->backing && !counts_changes, "backing", "a whole disk has no backing file; add incremental or since="},
-        {options->format.only_changed && !is_raw, "only_changed",
-         "it is for format=raw; format=qcow2 holds only that anyway"},
-        {options->format.only_changed && !counts_changes, "only_changed",
-         "since when is not said; add incremental or since="},
-    };
-    return rules_check(rules, G_N_ELEMENTS(rules), error);
 }
 
 VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
@@ -591,9 +543,9 @@ VmsnapOptions *vmsnap_options_parse(int argc, char **argv, GError **error) {
     for (char **string = option_strings; string && *string; string++)
         if (!parse_option_string(options, *string, error))
             return NULL;
-    if (!check_checkpoint(options, error) || !check_format(options, error))
-        return NULL;
     if (!options->show_version && !parse_operands(options, operands, error))
+        return NULL;
+    if (!vmsnap_option_rules_check(options, error))
         return NULL;
     return g_steal_pointer(&options);
 }

@@ -6,6 +6,7 @@
 #include "cleanup.h"
 #include "mount_point.h"
 #include "report.h"
+#include "vmsnap/backend.h"
 #include "vmsnap/error.h"
 #include "vmsnap/record.h"
 
@@ -19,7 +20,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-/* For what the daemon does beside waiting for libvirt. */
+/* For what the daemon does beside waiting for the source. */
 #define GRACE_MS 5000
 #define POLL_US 10000
 
@@ -93,13 +94,19 @@ static gboolean unmount_as_user(const char *mount_point, const Arguments *argume
     return FALSE;
 }
 
+static void set_unended_error(const VmsnapRecord *record, GError **error) {
+    const VmsnapWords *words = vmsnap_backend_get_words(record->backend);
+    g_autofree char *inspect =
+        words->inspect ? g_strdup_printf(", and '%s %s'", words->inspect, record->machine) : g_strdup("");
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to see the end of the snapshot of '%s': process %d is still at it after %d s; see whether %s "
+                "is well%s",
+                record->machine, (int)record->pid, (record->timeout_ms + GRACE_MS) / 1000, words->host, inspect);
+}
+
 static gboolean outcome_check(const VmsnapRecord *record, GError **error) {
     if (!record->outcome)
-        g_set_error(
-            error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-            "failed to see the end of the snapshot of '%s': process %d is still at it after %d s; see whether libvirt "
-            "is well, and 'virsh domjobinfo %s'",
-            record->machine, (int)record->pid, (record->timeout_ms + GRACE_MS) / 1000, record->machine);
+        set_unended_error(record, error);
     else if (g_str_equal(record->outcome, VMSNAP_OUTCOME_BROKEN))
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_BROKEN,
                     "failed to keep the snapshot of '%s': %s; do not trust what was copied from '%s'", record->machine,

@@ -168,9 +168,33 @@ typedef void (*VmsnapDoneFunc)(int error, gpointer user_data);
  */
 typedef void (*VmsnapExtentsFunc)(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data);
 
+/** How consistent a disk is with what wrote to it. */
+typedef enum {
+    VMSNAP_CONSISTENCY_CRASH,      /* as after a power failure */
+    VMSNAP_CONSISTENCY_FILESYSTEM, /* the guest's filesystems were frozen */
+    VMSNAP_CONSISTENCY_UNKNOWN,    /* whoever made the export knows */
+} VmsnapConsistency;
+
+/** An option of -o that a kind of source cannot do anything with. */
+typedef struct {
+    const char *option;
+    const char *reason;
+} VmsnapRefusal;
+
+/** What people read about a kind of source. Static. */
+typedef struct {
+    const char *noun;    /* what one of them is: "domain" */
+    const char *host;    /* who answers for it, and may be unwell: "libvirt" */
+    const char *inspect; /* command that shows what it is at, and takes its name; or NULL */
+} VmsnapWords;
+
 /**
  * VmsnapBackend: what a kind of source implements. Callers use the checked functions below, never this table.
+ * @words: how to speak about it
+ * @refuses: options that make no sense with it, ended by one without a name; NULL for none
+ * @is_foreign: somebody else has begun what it shows: nobody here knows how, and nothing of it is ended
  * @handles: whether @source is of this kind
+ * @resolve: see vmsnap_source_resolve(); NULL if there are no paths in it
  * @begin: see vmsnap_snapshot_begin()
  * @start: see vmsnap_snapshot_start(); may be NULL
  * @end: see vmsnap_snapshot_end()
@@ -184,7 +208,11 @@ typedef void (*VmsnapExtentsFunc)(int error, const VmsnapExtent *extents, size_t
  */
 struct VmsnapBackend {
     const char *name;
+    VmsnapWords words;
+    const VmsnapRefusal *refuses;
+    gboolean is_foreign;
     gboolean (*handles)(const char *source);
+    char *(*resolve)(const char *source);
     VmsnapSnapshot *(*begin)(const VmsnapBeginOptions *options, GError **error);
     gboolean (*start)(VmsnapSnapshot *snapshot, GError **error);
     gboolean (*end)(VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, GError **error);
@@ -196,6 +224,26 @@ struct VmsnapBackend {
                     VmsnapExtentsFunc done, gpointer user_data);
     gboolean (*scratch)(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes);
 };
+
+/** Returns: (transfer full): @source, with paths in it that do not depend on the current directory. */
+char *vmsnap_source_resolve(const char *source);
+
+/**
+ * vmsnap_source_check_option:
+ * @option: of -o, that somebody has given
+ *
+ * Returns: FALSE with @error set if it makes no sense with this kind of source.
+ */
+gboolean vmsnap_source_check_option(const char *source, const char *option, GError **error);
+
+/** Returns: how to speak about @source. */
+const VmsnapWords *vmsnap_source_get_words(const char *source);
+
+/** Returns: how to speak about sources of the backend of that name, which may be NULL. */
+const VmsnapWords *vmsnap_backend_get_words(const char *name);
+
+/** Returns: how consistent the disks are. */
+VmsnapConsistency vmsnap_snapshot_get_consistency(const VmsnapSnapshot *snapshot);
 
 /**
  * vmsnap_snapshot_begin:

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "nbd_support.h"
 
+#include "backend/nbd_uri.h"
 #include "extents.h"
 
 #include <glib/gstdio.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 char *server_path(const Server *server, const char *name) {
     return g_build_filename(server->directory, name, NULL);
@@ -42,16 +46,35 @@ static void server_spawn(Server *server, char **arguments, GSpawnChildSetupFunc 
     }
 }
 
-void server_run(Server *server, const char *words) {
+/* @option, @value: of nbdkit's, where to listen */
+static void server_run_at(Server *server, const char *option, const char *value, const char *words) {
     g_autofree char *pid_file = server_path(server, "pid");
     g_auto(GStrv) more = g_strsplit(words, " ", -1);
     g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
     g_strv_builder_add_many(builder, "nbdkit", "--foreground", "--exit-with-parent",
-                            g_test_verbose() ? "--log=stderr" : "--log=null", "--unix", server->socket, "--pidfile",
-                            pid_file, NULL);
+                            g_test_verbose() ? "--log=stderr" : "--log=null", option, value, "--pidfile", pid_file,
+                            NULL);
     g_strv_builder_addv(builder, (const char **)more);
     g_auto(GStrv) arguments = g_strv_builder_end(builder);
     server_spawn(server, arguments, NULL);
+}
+
+void server_run(Server *server, const char *words) {
+    server_run_at(server, "--unix", server->socket, words);
+}
+
+/* The kernel finds a free port; that it is taken before nbdkit takes it is not to be expected. */
+void server_run_tcp(Server *server, const char *words) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(bind(fd, (const struct sockaddr *)&address, sizeof address), ==, 0);
+    g_assert_cmpint(getsockname(fd, (struct sockaddr *)&address, &length), ==, 0);
+    (void)close(fd);
+    server->port = ntohs(address.sin_port);
+    g_autofree char *port = g_strdup_printf("%u", server->port);
+    g_autofree char *more_words = g_strconcat("--ipaddr 127.0.0.1 ", words, NULL);
+    server_run_at(server, "--port", port, more_words);
 }
 
 /* Which qemu-nbd does not do by itself. */
@@ -109,24 +132,35 @@ void server_clear(Server *server) {
     g_free(server->socket);
 }
 
-static void client_connect(Client *client, const char *socket, const char *bitmap, guint max_connections,
+/* @where: the path of a socket of ours, or a URI */
+static void client_connect(Client *client, const char *where, const char *bitmap, guint max_connections,
                            unsigned timeout_ms) {
     g_autoptr(GError) error = NULL;
+    gboolean is_uri = vmsnap_nbd_uri_matches(where);
+    g_autofree char *named = is_uri ? vmsnap_nbd_uri_get_export(where) : NULL;
+    const char *export_name = named ? named : "";
     client->snapshot = (VmsnapSnapshot){0};
     vmsnap_snapshot_init(&client->snapshot, NULL);
     client->threads = vmsnap_io_threads_new(2);
+    client->server = NULL;
     gint64 deadline_us = g_get_monotonic_time() + START_TIMEOUT_S * G_USEC_PER_SEC;
     do {
         g_clear_error(&error);
-        client->pool = vmsnap_nbd_pool_new(client->threads, &client->snapshot, socket, "", bitmap, max_connections,
-                                           timeout_ms, &error);
+        vmsnap_nbd_server_free(client->server);
+        client->server =
+            is_uri ? vmsnap_nbd_server_new_uri(where, &error) : vmsnap_nbd_server_new_private(where, &error);
+        client->pool = client->server
+                           ? vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server, export_name,
+
+                                                 bitmap, max_connections, timeout_ms, &error)
+                           : NULL;
     } while (!client->pool && g_get_monotonic_time() < deadline_us);
     g_assert_no_error(error);
     g_assert_nonnull(client->pool);
 }
 
-void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms) {
-    client_connect(client, socket, NULL, max_connections, timeout_ms);
+void client_open_within(Client *client, const char *where, guint max_connections, unsigned timeout_ms) {
+    client_connect(client, where, NULL, max_connections, timeout_ms);
 }
 
 void client_open_bitmap(Client *client, const char *socket, const char *bitmap, guint max_connections) {
@@ -147,6 +181,7 @@ void client_stop(Client *client) {
 void client_clear(Client *client) {
     client_stop(client);
     vmsnap_nbd_pool_free(client->pool);
+    vmsnap_nbd_server_free(client->server);
     vmsnap_io_threads_free(client->threads);
     vmsnap_snapshot_clear(&client->snapshot);
 }

@@ -12,6 +12,7 @@
 typedef struct {
     char *directory; /* of the socket, and of whatever a test puts there */
     char *socket;
+    unsigned port; /* of one that listens on 127.0.0.1 */
     GPid pid;
 } Server;
 
@@ -21,6 +22,9 @@ void server_init(Server *server);
 
 /** Starts nbdkit with @words, which are split at blanks, and waits until it listens. */
 void server_run(Server *server, const char *words);
+
+/** The same on a port of 127.0.0.1. */
+void server_run_tcp(Server *server, const char *words);
 
 /**
  * server_run_qemu:
@@ -47,13 +51,19 @@ void server_clear(Server *server);
 typedef struct {
     VmsnapSnapshot snapshot;
     VmsnapIoThreads *threads;
+    VmsnapNbdServer *server;
     VmsnapNbdPool *pool;
 } Client;
 
 void client_open(Client *client, const Server *server, guint max_connections);
 
-/** Leaves it to the caller to start the threads. A busy machine may need more than one try to connect so soon. */
-void client_open_within(Client *client, const char *socket, guint max_connections, unsigned timeout_ms);
+/**
+ * client_open_within:
+ * @where: the path of a socket of ours, or a URI
+ *
+ * Leaves it to the caller to start the threads. A busy machine may need more than one try to connect so soon.
+ */
+void client_open_within(Client *client, const char *where, guint max_connections, unsigned timeout_ms);
 
 gboolean client_is_broken(const Client *client);
 

@@ -479,6 +479,33 @@ static void test_names_of_files_have_at_most_255_bytes(void) {
     }
 }
 
+/* A machine that is a URI has no name that a file could have. */
+static void test_names_of_archives_are_names_of_files(void) {
+    static const struct {
+        const char *machine;
+        const char *name;
+    } cases[] = {
+        {"vm1", "vm1.vma"},
+        {"odd: name?", "odd: name?.vma"},
+        {"nbd://host:10809", "nbd_host_10809.vma"},
+        {"nbd://backup.example.com/", "nbd_backup.example.com.vma"},
+        {"nbd+unix:///a%2Fb?socket=/run/x-1.sock", "nbd_unix_a_2Fb_socket_run_x-1.sock.vma"},
+        {"/../.hidden", "hidden.vma"},
+        {"//\xc3\xbc", "machine.vma"},
+    };
+    const VmsnapFormatOptions archive = {.format = &vmsnap_format_vma};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
+        const VmsnapDisk *disk = memory_snapshot_add_disk(snapshot, "vda", extents_empty());
+        g_free(snapshot->machine);
+        snapshot->machine = g_strdup(cases[i].machine);
+        g_autofree char *name = vmsnap_format_name_file(&archive, disk);
+        g_assert_cmpstr(name, ==, cases[i].name);
+        memory_snapshot_end(snapshot);
+        vmsnap_snapshot_free(snapshot);
+    }
+}
+
 static void test_formats_have_names(void) {
     g_assert_true(vmsnap_format_find("raw") == &vmsnap_format_raw);
     g_assert_true(vmsnap_format_find("qcow2") == &vmsnap_format_qcow2);
@@ -508,6 +535,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/vma/has-disks-of-at-most-256-tib", test_vma_has_disks_of_at_most_256_tib);
     g_test_add_func("/formats/each-disk-is-looked-at", test_each_disk_is_looked_at);
     g_test_add_func("/formats/names-of-files-have-at-most-255-bytes", test_names_of_files_have_at_most_255_bytes);
+    g_test_add_func("/formats/names-of-archives-are-names-of-files", test_names_of_archives_are_names_of_files);
     g_test_add_func("/formats/have-names", test_formats_have_names);
     if (!FINDS_RACES) {
         g_test_add_func("/qcow2/of-a-huge-disk", test_qcow2_of_a_huge_disk);

@@ -192,7 +192,8 @@ static void check_refused(const Server *server, const char *bitmap, const char *
     g_autoptr(GError) error = NULL;
     vmsnap_snapshot_init(&snapshot, NULL);
     VmsnapIoThreads *threads = vmsnap_io_threads_new(1);
-    g_assert_null(vmsnap_nbd_pool_new(threads, &snapshot, server->socket, "", bitmap, 1, CONNECT_TIMEOUT_MS, &error));
+    g_autoptr(VmsnapNbdServer) listener = vmsnap_nbd_server_new_private(server->socket, NULL);
+    g_assert_null(vmsnap_nbd_pool_new(threads, &snapshot, listener, "", bitmap, 1, CONNECT_TIMEOUT_MS, &error));
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     if (!strstr(error->message, said))
         g_error("'%s' does not say '%s'", error->message, said);

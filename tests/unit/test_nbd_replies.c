@@ -243,6 +243,7 @@ typedef struct {
     Server server;
     VmsnapSnapshot snapshot;
     VmsnapIoThreads *threads;
+    VmsnapNbdServer *listener;
     VmsnapNbdPool *pool;
     const char *break_reason; /* that is expected in the end, or NULL */
 } Client;
@@ -254,8 +255,10 @@ static void client_open(Client *client, Habit habit, unsigned timeout_ms) {
     client->break_reason = NULL;
     vmsnap_snapshot_init(&client->snapshot, NULL);
     client->threads = vmsnap_io_threads_new(1);
+    client->listener = vmsnap_nbd_server_new_private(client->server.socket, &error);
+    g_assert_no_error(error);
     client->pool =
-        vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->server.socket, "", NULL, 1, timeout_ms, &error);
+        vmsnap_nbd_pool_new(client->threads, &client->snapshot, client->listener, "", NULL, 1, timeout_ms, &error);
     g_assert_no_error(error);
     g_assert_true(vmsnap_io_threads_start(client->threads, NULL));
 }
@@ -263,6 +266,7 @@ static void client_open(Client *client, Habit habit, unsigned timeout_ms) {
 static void client_clear(Client *client) {
     vmsnap_io_threads_stop(client->threads);
     vmsnap_nbd_pool_free(client->pool);
+    vmsnap_nbd_server_free(client->listener);
     vmsnap_io_threads_free(client->threads);
     g_autofree char *reason = vmsnap_snapshot_dup_break_reason(&client->snapshot);
     g_assert_cmpstr(reason, ==, client->break_reason);

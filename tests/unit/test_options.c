@@ -542,6 +542,46 @@ static void test_other_kinds_of_sources_stay_as_typed(void) {
     }
 }
 
+/* The daemon leaves the directory. */
+static void test_paths_in_a_source_become_absolute(void) {
+    g_autoptr(GError) error = NULL;
+    g_autofree char *here = g_get_current_dir();
+    g_autofree char *escaped = g_uri_escape_string(here, "/", FALSE);
+    g_autofree char *expected = g_strdup_printf("nbd+unix:///vda?socket=%s/nbd.sock", escaped);
+    g_autoptr(VmsnapOptions) options = parse(&error, "nbd+unix:///vda?socket=nbd.sock", "/mnt", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstr(options->source, ==, expected);
+    g_autoptr(VmsnapOptions) cleanup = parse(&error, "--cleanup", "nbd+unix:///vda?socket=nbd.sock", NULL);
+    g_assert_no_error(error);
+    g_assert_cmpstr(cleanup->source, ==, expected);
+}
+
+/* Only where they are given; and before it is told what is missing with them. */
+static void test_options_that_an_export_has_no_use_for_are_refused(void) {
+    static const char *const refused[] = {
+        "connect=qemu:///system", "quiesce=no",    "quiesce=try", "freeze_timeout=5", "scratch=/var/tmp",
+        "scratch_reserve=1G",     "scratch_max=0", "incremental", "checkpoint=cp1",   "since=cp1",
+        "keep_checkpoints=3",     "commit=umount", "backing=%d",  "only_changed",
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(refused); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GError) no_error = NULL;
+        g_autofree char *name = g_strndup(refused[i], strcspn(refused[i], "="));
+        g_autofree char *quoted = g_strdup_printf("failed to use option '%s' with 'nbd://h/vda': ", name);
+        g_autoptr(VmsnapOptions) options = parse(&error, "nbd://h/vda", "/mnt", "-o", refused[i], NULL);
+        g_assert_null(options);
+        CHECK_USAGE_ERROR(error, quoted, "; leave it out");
+        g_autoptr(VmsnapOptions) cleanup = parse(&no_error, "--cleanup", "nbd://h/vda", NULL);
+        g_assert_no_error(no_error);
+    }
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options =
+        parse(&error, "nbd://h/vda", "/mnt", "-o",
+              "disks=a,exclude=b,format=qcow2,timeout=5,connections=4,readahead=0,speed=1M,uid=0,mode=440,ro", NULL);
+    g_assert_no_error(error);
+    g_assert_nonnull(options);
+}
+
 static void test_letters_may_be_bundled(void) {
     g_autoptr(GError) error = NULL;
     g_autoptr(VmsnapOptions) options = parse(&error, "vm1", "/mnt", "-fnrsv", NULL);
@@ -706,6 +746,9 @@ int main(int argc, char **argv) {
     g_test_add_func("/options/a-source-that-mount-took-for-a-file-is-a-name-again",
                     test_a_source_that_mount_took_for_a_file_is_a_name_again);
     g_test_add_func("/options/other-kinds-of-sources-stay-as-typed", test_other_kinds_of_sources_stay_as_typed);
+    g_test_add_func("/options/paths-in-a-source-become-absolute", test_paths_in_a_source_become_absolute);
+    g_test_add_func("/options/those-that-an-export-has-no-use-for-are-refused",
+                    test_options_that_an_export_has_no_use_for_are_refused);
     g_test_add_func("/options/letters-may-be-bundled", test_letters_may_be_bundled);
     g_test_add_func("/options/each-letter-of-mount-is-accepted", test_each_letter_of_mount_is_accepted);
     g_test_add_func("/options/the-call-of-mount-is-understood", test_the_call_of_mount_is_understood);
