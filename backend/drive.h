@@ -10,6 +10,15 @@ typedef enum {
     VMSNAP_MEDIA_REFUSED,  /* holds data that vmsnap cannot back up: reason says why */
 } VmsnapMedia;
 
+/**
+ * Debian 12's QEMU fails an assertion and ends, guest and all, when a connection to an export is closed by the client
+ * and the disk is served by an iothread (nbd_blockdev_client_closed). From 9.0 on, clients are closed by the main
+ * thread.
+ */
+#define VMSNAP_QEMU_IOTHREAD_MAJOR 9
+#define VMSNAP_DRIVE_IOTHREAD_REASON                                                                                   \
+    "has an iothread, so that QEMU before 9.0 may end, and the guest with it, when a connection to the disk is cut"
+
 /** One drive. A backend that knows more embeds it at the beginning of its own. */
 typedef struct {
     char *name;   /* by which people choose it, and its file is called: "vda" */

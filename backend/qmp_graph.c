@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "qmp_graph.h"
+
+#include "json_text.h"
+#include "qmp_machine.h"
+#include "vmsnap/error.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* A node's name may have 31 characters. */
+#define PREFIX_UUID_LENGTH 8
+/* Four seconds at most: before 9.1, QEMU counts the nanoseconds of this in 32 bits. Guests wait for a disk for longer.
+ */
+#define CBW_TIMEOUT_S 4
+/* For an export to be gone, after its connections were cut. */
+#define EXPORT_GONE_TRIES 200
+#define EXPORT_GONE_PAUSE_US 10000
+
+typedef enum { NODE_SCRATCH, NODE_CBW, NODE_PASS, NODE_ACCESS, N_NODES } NodeKind;
+
+static const char *const node_suffixes[N_NODES] = {
+    [NODE_SCRATCH] = "scratch",
+    [NODE_CBW] = "cbw",
+    [NODE_PASS] = "pass",
+    [NODE_ACCESS] = "access",
+};
+
+static void place_free(gpointer data) {
+    VmsnapQmpPlace *place = data;
+    g_free(place->name);
+    g_free(place->device);
+    g_free(place->node);
+    g_free(place->image);
+    g_free(place);
+}
+
+VmsnapQmpGraph *vmsnap_qmp_graph_new(const char *uuid) {
+    VmsnapQmpGraph *graph = g_new0(VmsnapQmpGraph, 1);
+    graph->prefix = g_strdup_printf("vmsnap-%.*s", PREFIX_UUID_LENGTH, uuid);
+    graph->places = g_ptr_array_new_with_free_func(place_free);
+    return graph;
+}
+
+void vmsnap_qmp_graph_free(VmsnapQmpGraph *graph) {
+    if (!graph)
+        return;
+    g_free(graph->prefix);
+    g_ptr_array_unref(graph->places);
+    g_free(graph);
+}
+
+void vmsnap_qmp_graph_add(VmsnapQmpGraph *graph, const char *name, const char *device, const char *node,
+                          const char *image) {
+    VmsnapQmpPlace *place = g_new0(VmsnapQmpPlace, 1);
+    place->name = g_strdup(name);
+    place->device = g_strdup(device);
+    place->node = g_strdup(node);
+    /* Only what can be opened as it is; and the record must be read again, in which brackets count as depth. */
+    place->image = image && image[0] == '/' && !strpbrk(image, "{[") ? g_strdup(image) : NULL;
+    g_ptr_array_add(graph->places, place);
+}
+
+static const VmsnapQmpPlace *place_of(const VmsnapQmpGraph *graph, guint place) {
+    return g_ptr_array_index(graph->places, place);
+}
+
+char *vmsnap_qmp_graph_to_text(const VmsnapQmpGraph *graph) {
+    g_auto(GVariantBuilder) places = G_VARIANT_BUILDER_INIT(G_VARIANT_TYPE("aa{ss}"));
+    for (guint i = 0; i < graph->places->len; i++) {
+        const VmsnapQmpPlace *place = place_of(graph, i);
+        g_variant_builder_add_parsed(&places, "{'name': %s, 'device': %s, 'node': %s, 'image': %s}", place->name,
+                                     place->device, place->node, place->image ? place->image : "");
+    }
+    g_autoptr(GVariant) whole =
+        g_variant_ref_sink(g_variant_new_parsed("{'places': %@aa{ss}}", g_variant_builder_end(&places)));
+    return json_gvariant_serialize_data(whole, NULL);
+}
+
+static const char *place_member(JsonObject *object, const char *name) {
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_STRING);
+    const char *text = node ? json_node_get_string(node) : NULL;
+    return text && text[0] && g_utf8_validate(text, -1, NULL) ? text : NULL;
+}
+
+static gboolean place_parse(VmsnapQmpGraph *graph, JsonNode *node) {
+    JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+    const char *name = object ? place_member(object, "name") : NULL;
+    const char *device = object ? place_member(object, "device") : NULL;
+    const char *original = object ? place_member(object, "node") : NULL;
+    if (!name || !device || !original)
+        return FALSE;
+    vmsnap_qmp_graph_add(graph, name, device, original, place_member(object, "image"));
+    return TRUE;
+}
+
+VmsnapQmpGraph *vmsnap_qmp_graph_from_text(const char *uuid, const char *text, GError **error) {
+    g_autoptr(VmsnapQmpGraph) graph = vmsnap_qmp_graph_new(uuid);
+    g_autoptr(JsonNode) root = vmsnap_json_parse(text, NULL);
+    JsonNode *node = root ? json_object_get_member(json_node_get_object(root), "places") : NULL;
+    JsonArray *places = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+    gboolean whole = places != NULL;
+    for (guint i = 0; whole && i < json_array_get_length(places); i++)
+        whole = place_parse(graph, json_array_get_element(places, i));
+    if (whole)
+        return g_steal_pointer(&graph);
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to read where snapshot %s is in QEMU", uuid);
+    return NULL;
+}
+
+static char *node_name(const VmsnapQmpGraph *graph, guint place, NodeKind kind) {
+    return g_strdup_printf("%s-%u-%s", graph->prefix, place, node_suffixes[kind]);
+}
+
+static char *export_id(const VmsnapQmpGraph *graph, guint place) {
+    return g_strdup_printf("%s-%u", graph->prefix, place);
+}
+
+/* QEMU opens what it was given, wherever that is and whoever may: no path, no mount namespace, no rights of QEMU's. */
+static gboolean scratch_add(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, int scratch_fd, GError **error) {
+    g_autofree char *scratch = node_name(graph, place, NODE_SCRATCH);
+    g_autoptr(JsonNode) added = vmsnap_qmp_call_with_fd(qmp, scratch_fd, error, "add-fd", NULL);
+    if (!added)
+        return FALSE;
+    JsonNode *id =
+        JSON_NODE_HOLDS_OBJECT(added) ? vmsnap_json_find(json_node_get_object(added), "fdset-id", G_TYPE_INT64) : NULL;
+    gint64 fdset = id ? json_node_get_int(id) : -1;
+    g_autofree char *filename = g_strdup_printf("/dev/fdset/%" G_GINT64_FORMAT, fdset);
+    gboolean done =
+        vmsnap_qmp_run(qmp, error, "blockdev-add",
+                       "{'driver': <'qcow2'>, 'node-name': <%s>, 'discard': <'unmap'>, 'cache': <{'no-flush': true}>, "
+                       "'file': <{'driver': <'file'>, 'filename': <%s>, 'discard': <'unmap'>, "
+                       "'cache': <{'no-flush': true}>}>}",
+                       scratch, filename);
+    /* QEMU has its own copy by now, and must not keep another. */
+    return vmsnap_qmp_run(qmp, done ? error : NULL, "remove-fd", "{'fdset-id': <%x>}", fdset) && done;
+}
+
+static gboolean cbw_add(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, GError **error) {
+    g_autofree char *scratch = node_name(graph, place, NODE_SCRATCH);
+    g_autofree char *cbw = node_name(graph, place, NODE_CBW);
+    return vmsnap_qmp_run(qmp, error, "blockdev-add",
+                          "{'driver': <'copy-before-write'>, 'node-name': <%s>, 'file': <%s>, 'target': <%s>, "
+                          "'on-cbw-error': <'break-snapshot'>, 'cbw-timeout': <%i>, 'discard': <'unmap'>}",
+                          cbw, place_of(graph, place)->node, scratch, CBW_TIMEOUT_S);
+}
+
+/* discard: what the guest discards is passed on, too, and what becomes of it is up to the node below, as before. */
+#define PASS_OPTIONS "{'driver': <'raw'>, 'node-name': <%s>, 'file': <%s>, 'discard': <'unmap'>}"
+
+static gboolean pass_add(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, GError **error) {
+    g_autofree char *pass = node_name(graph, place, NODE_PASS);
+    const VmsnapQmpPlace *where = place_of(graph, place);
+    return vmsnap_qmp_run(qmp, error, "blockdev-add", PASS_OPTIONS, pass, where->node) &&
+           vmsnap_qmp_run(qmp, error, "qom-set", "{'path': <%s>, 'property': <'drive'>, 'value': <%s>}", where->device,
+                          pass);
+}
+
+gboolean vmsnap_qmp_graph_insert(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, int scratch_fd,
+                                 GError **error) {
+    return scratch_add(graph, place, qmp, scratch_fd, error) && cbw_add(graph, place, qmp, error) &&
+           pass_add(graph, place, qmp, error);
+}
+
+gboolean vmsnap_qmp_graph_switch(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
+    g_auto(GVariantBuilder) nodes = G_VARIANT_BUILDER_INIT(G_VARIANT_TYPE("aa{sv}"));
+    for (guint i = 0; i < graph->places->len; i++) {
+        g_autofree char *pass = node_name(graph, i, NODE_PASS);
+        g_autofree char *cbw = node_name(graph, i, NODE_CBW);
+        g_variant_builder_add_parsed(&nodes, PASS_OPTIONS, pass, cbw);
+    }
+    return vmsnap_qmp_run(qmp, error, "blockdev-reopen", "{'options': <%@aa{sv}>}", g_variant_builder_end(&nodes));
+}
+
+gboolean vmsnap_qmp_graph_export(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, gboolean writable,
+                                 GError **error) {
+    g_autofree char *access = node_name(graph, place, NODE_ACCESS);
+    g_autofree char *cbw = node_name(graph, place, NODE_CBW);
+    g_autofree char *id = export_id(graph, place);
+    return vmsnap_qmp_run(qmp, error, "blockdev-add",
+                          "{'driver': <'snapshot-access'>, 'node-name': <%s>, 'file': <%s>, 'discard': <'unmap'>}",
+                          access, cbw) &&
+           vmsnap_qmp_run(qmp, error, "block-export-add",
+                          "{'type': <'nbd'>, 'id': <%s>, 'node-name': <%s>, 'name': <%s>, 'writable': <%b>}", id,
+                          access, place_of(graph, place)->name, writable);
+}
+
+/* Returns: (transfer full): a set of the strings that are called @member in the objects of an answer; or NULL */
+static GHashTable *names_query(VmsnapQmp *qmp, const char *command, const char *arguments, const char *member,
+                               GError **error) {
+    g_autoptr(JsonNode) answer = vmsnap_qmp_call(qmp, error, command, arguments);
+    if (!answer)
+        return NULL;
+    GHashTable *names = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    JsonArray *list = JSON_NODE_HOLDS_ARRAY(answer) ? json_node_get_array(answer) : NULL;
+    for (guint i = 0; list && i < json_array_get_length(list); i++) {
+        JsonNode *node = json_array_get_element(list, i);
+        JsonNode *name =
+            JSON_NODE_HOLDS_OBJECT(node) ? vmsnap_json_find(json_node_get_object(node), member, G_TYPE_STRING) : NULL;
+        if (name)
+            (void)g_hash_table_add(names, g_strdup(json_node_get_string(name)));
+    }
+    return names;
+}
+
+static GHashTable *exports_query(VmsnapQmp *qmp, GError **error) {
+    return names_query(qmp, "query-block-exports", NULL, "id", error);
+}
+
+static gboolean any_is_ours(const VmsnapQmpGraph *graph, GHashTable *ids) {
+    for (guint i = 0; i < graph->places->len; i++) {
+        g_autofree char *id = export_id(graph, i);
+        if (g_hash_table_contains(ids, id))
+            return TRUE;
+    }
+    return FALSE;
+}
+
+/* An export is gone a little after it was deleted, when its connections are. */
+static gboolean exports_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
+    for (unsigned i = 0; i < EXPORT_GONE_TRIES; i++) {
+        g_autoptr(GHashTable) ids = exports_query(qmp, error);
+        if (!ids)
+            return FALSE;
+        if (!any_is_ours(graph, ids))
+            return TRUE;
+        for (guint place = 0; place < graph->places->len && i == 0; place++) {
+            g_autofree char *id = export_id(graph, place);
+            if (g_hash_table_contains(ids, id) &&
+                !vmsnap_qmp_run(qmp, error, "block-export-del", "{'id': <%s>, 'mode': <'hard'>}", id))
+                return FALSE;
+        }
+        g_usleep(EXPORT_GONE_PAUSE_US);
+    }
+    g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED, "the exports do not go");
+    return FALSE;
+}
+
+static gboolean node_delete(const VmsnapQmpGraph *graph, guint place, NodeKind kind, GHashTable *nodes, VmsnapQmp *qmp,
+                            GError **error) {
+    g_autofree char *name = node_name(graph, place, kind);
+    return !g_hash_table_contains(nodes, name) ||
+           vmsnap_qmp_run(qmp, error, "blockdev-del", "{'node-name': <%s>}", name);
+}
+
+/*
+ * Gives a device its old node back. Where somebody has put something between the device and "pass", such as an overlay,
+ * its writes must not be lost: then "pass" stays below that, and passes on to the old node.
+ * @ret_bypassed: set if the device has a node that is neither
+ */
+static gboolean device_restore(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, gboolean *ret_bypassed,
+                               GError **error) {
+    const VmsnapQmpPlace *where = place_of(graph, place);
+    g_autofree char *pass = node_name(graph, place, NODE_PASS);
+    if (!vmsnap_qmp_run(qmp, error, "blockdev-reopen", "{'options': <[" PASS_OPTIONS "]>}", pass, where->node))
+        return FALSE;
+    g_autoptr(JsonNode) blocks = vmsnap_qmp_call(qmp, error, "query-block", NULL);
+    if (!blocks)
+        return FALSE;
+    const char *present = vmsnap_qmp_find_node(blocks, where->device);
+    if (g_strcmp0(present, pass) == 0)
+        return vmsnap_qmp_run(qmp, error, "qom-set", "{'path': <%s>, 'property': <'drive'>, 'value': <%s>}",
+                              where->device, where->node);
+    *ret_bypassed = present != NULL;
+    return TRUE;
+}
+
+static gboolean place_remove(const VmsnapQmpGraph *graph, guint place, GHashTable *nodes, VmsnapQmp *qmp,
+                             gboolean *ret_intact, GError **error) {
+    g_autofree char *pass = node_name(graph, place, NODE_PASS);
+    gboolean has_pass = g_hash_table_contains(nodes, pass), bypassed = FALSE;
+    if (!node_delete(graph, place, NODE_ACCESS, nodes, qmp, error) ||
+        (has_pass && !device_restore(graph, place, qmp, &bypassed, error)))
+        return FALSE;
+    /* What stands on it is in the way, and proves that the guest's writes went through it. */
+    gboolean deleted = node_delete(graph, place, NODE_PASS, nodes, qmp, error);
+    if (deleted && (bypassed || !has_pass))
+        *ret_intact = FALSE;
+    return node_delete(graph, place, NODE_CBW, nodes, qmp, deleted ? error : NULL) &&
+           node_delete(graph, place, NODE_SCRATCH, nodes, qmp, deleted ? error : NULL) && deleted;
+}
+
+gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, gboolean *ret_intact, GError **error) {
+    g_autoptr(GError) first_error = NULL;
+    gboolean intact = TRUE;
+    g_autoptr(GHashTable) nodes =
+        names_query(qmp, "query-named-block-nodes", "{'flat': <true>}", "node-name", &first_error);
+    if (nodes)
+        (void)exports_remove(graph, qmp, &first_error);
+    for (guint i = 0; nodes && i < graph->places->len; i++)
+        (void)place_remove(graph, i, nodes, qmp, &intact, first_error ? NULL : &first_error);
+    if (ret_intact)
+        *ret_intact = intact;
+    if (!first_error)
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&first_error));
+    return FALSE;
+}
+
+void vmsnap_qmp_graph_sync_images(const VmsnapQmpGraph *graph) {
+    for (guint i = 0; i < graph->places->len; i++) {
+        const char *image = place_of(graph, i)->image;
+        int fd = image ? open(image, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC) : -1;
+        struct stat status;
+        if (fd >= 0 && fstat(fd, &status) == 0 && (S_ISREG(status.st_mode) || S_ISBLK(status.st_mode)))
+            (void)fdatasync(fd);
+        if (fd >= 0)
+            (void)close(fd);
+    }
+}
