@@ -8,6 +8,7 @@
 #include "config.h"
 #include "dirs.h"
 #include "export_backend.h"
+#include "qmp_backend.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -18,11 +19,13 @@
 
 #define MAX_EXTENTS_LENGTH_BYTES (UINT64_C(1) << 31)
 
+/* In the order in which they are asked whether a source is theirs: libvirt's takes what is left. */
 static const VmsnapBackend *const backends[] = {
+    &vmsnap_qmp_backend,
+    &vmsnap_export_backend,
 #ifdef HAVE_LIBVIRT
     &vmsnap_libvirt_backend,
 #endif
-    &vmsnap_export_backend,
     NULL,
 };
 

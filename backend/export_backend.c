@@ -270,6 +270,7 @@ static const VmsnapRefusal refuses[] = {
     {"connect", "it is no domain of libvirt's"},
     {"quiesce", NO_GUEST},
     {"freeze_timeout", NO_GUEST},
+    {"agent", NO_GUEST},
     {"scratch", NO_SCRATCH},
     {"scratch_reserve", NO_SCRATCH},
     {"scratch_max", NO_SCRATCH},

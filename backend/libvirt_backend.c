@@ -82,7 +82,7 @@ static gboolean libvirt_end(VmsnapSnapshot *base, gboolean aborted, gboolean com
 
 /* Whatever no other backend claims is the name, UUID or id of a domain. */
 static gboolean libvirt_handles(const char *source) {
-    return !strstr(source, "://") && !g_str_has_prefix(source, "qmp:");
+    return !strstr(source, "://");
 }
 
 static void libvirt_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
@@ -101,9 +101,15 @@ static gboolean libvirt_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint
                                   ret_left_bytes);
 }
 
+static const VmsnapRefusal refuses[] = {
+    {"agent", "libvirt knows where it is"},
+    {NULL, NULL},
+};
+
 const VmsnapBackend vmsnap_libvirt_backend = {
     .name = "libvirt",
     .words = {.noun = "domain", .host = "libvirt", .inspect = "virsh domjobinfo"},
+    .refuses = refuses,
     .handles = libvirt_handles,
     .begin = vmsnap_libvirt_begin,
     .start = libvirt_start,

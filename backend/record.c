@@ -34,7 +34,10 @@ static const struct {
     {"backend", offsetof(VmsnapRecord, backend)},
     {"machine", offsetof(VmsnapRecord, machine)},
     {"machine-uuid", offsetof(VmsnapRecord, machine_uuid)},
+    {"source", offsetof(VmsnapRecord, source)},
     {"connect", offsetof(VmsnapRecord, connect_uri)},
+    {"agent", offsetof(VmsnapRecord, agent)},
+    {"graph", offsetof(VmsnapRecord, graph)},
     {"mount-point", offsetof(VmsnapRecord, mount_point)},
     {"socket", offsetof(VmsnapRecord, socket)},
     {"runtime-dir", offsetof(VmsnapRecord, runtime_dir)},
@@ -323,7 +326,8 @@ static gboolean matches_socket(const VmsnapRecord *record, int fd, const char *s
 }
 
 static gboolean is_of_machine(const VmsnapRecord *record, const char *machine) {
-    return g_strcmp0(record->machine, machine) == 0 || g_strcmp0(record->machine_uuid, machine) == 0;
+    return g_strcmp0(record->machine, machine) == 0 || g_strcmp0(record->machine_uuid, machine) == 0 ||
+           g_strcmp0(record->source, machine) == 0;
 }
 
 /* Who only waits for an agent to thaw is in nobody's way. */

@@ -205,6 +205,7 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const Vmsn
         .connections = options->connections,
         .timeout_ms = options->timeout_ms,
         .quiesce = options->quiesce,
+        .agent = options->agent,
         .freeze_timeout_ms = options->freeze_timeout_ms,
         .scratch_reserve_bytes = options->scratch_reserve_bytes,
         .scratch_max_bytes = options->scratch_max_bytes,

@@ -68,6 +68,15 @@ static gboolean check_format(const VmsnapOptions *options, GError **error) {
     return rules_check(rules, G_N_ELEMENTS(rules), error);
 }
 
+static gboolean check_quiesce(const VmsnapOptions *options, GError **error) {
+    const Rule rules[] = {
+        {options->agent && options->quiesce == VMSNAP_QUIESCE_NO, "agent",
+         "nothing is asked of it; add quiesce=try or quiesce=require"},
+    };
+    return rules_check(rules, G_N_ELEMENTS(rules), error);
+}
+
 gboolean vmsnap_option_rules_check(const VmsnapOptions *options, GError **error) {
-    return check_source(options, error) && check_checkpoint(options, error) && check_format(options, error);
+    return check_source(options, error) && check_checkpoint(options, error) && check_format(options, error) &&
+           check_quiesce(options, error);
 }

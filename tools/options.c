@@ -147,6 +147,13 @@ static gboolean parse_freeze_timeout(VmsnapOptions *options, const char *value, 
     return TRUE;
 }
 
+static gboolean parse_agent(VmsnapOptions *options, const char *value, GError **error) {
+    (void)error;
+    g_free(options->agent);
+    options->agent = g_canonicalize_filename(value, NULL);
+    return TRUE;
+}
+
 static gboolean parse_scratch_reserve(VmsnapOptions *options, const char *value, GError **error) {
     if (!vmsnap_size_parse(value, &options->scratch_reserve_bytes))
         return usage_error(error, "failed to use option 'scratch_reserve=%s': it is no size such as 512M", value);
@@ -322,6 +329,7 @@ static const struct {
     {"timeout", TRUE, parse_timeout},
     {"quiesce", TRUE, parse_quiesce},
     {"freeze_timeout", TRUE, parse_freeze_timeout},
+    {"agent", TRUE, parse_agent},
     {"scratch_reserve", TRUE, parse_scratch_reserve},
     {"scratch_max", TRUE, parse_scratch_max},
     {"connections", TRUE, parse_connections},
@@ -464,6 +472,7 @@ static const char help_text[] =
     "  allow_other        let other users in, as far as the mode does\n"
     "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
     "  quiesce=MODE       freeze the guest's filesystems: no (default), try or require\n"
+    "  agent=PATH         the guest agent's socket, of a machine without libvirt\n"
     "  freeze_timeout=S   for the guest agent, in seconds (default: 5)\n"
     "  scratch_reserve=SIZE  what scratch leaves free; then the snapshot ends (default: 512M)\n"
     "  scratch_max=SIZE   what scratch may use; then the snapshot ends (default: no limit)\n"
@@ -496,6 +505,7 @@ void vmsnap_options_free(VmsnapOptions *options) {
     g_free(options->source);
     g_free(options->mount_point);
     g_free(options->connect_uri);
+    g_free(options->agent);
     g_free(options->checkpoint);
     g_free(options->since);
     g_free(options->backing);

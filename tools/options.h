@@ -44,6 +44,7 @@ typedef struct {
     uint64_t readahead_bytes;   /* 0 for no read-ahead */
     uint64_t speed_bytes_per_s; /* 0 for no limit */
     VmsnapQuiesceMode quiesce;
+    char *agent; /* absolute; NULL for none */
     unsigned freeze_timeout_ms;
     uint64_t scratch_reserve_bytes;
     uint64_t scratch_max_bytes; /* 0 for no limit */

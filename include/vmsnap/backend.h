@@ -104,6 +104,7 @@ typedef struct {
     unsigned connections;       /* connections per disk where the server allows several, at least 1 */
     unsigned timeout_ms;        /* for the job to end, and for each single step that can be bounded */
     VmsnapQuiesceMode quiesce;
+    const char *agent;              /* path of the guest agent's socket, or NULL if libvirt knows it */
     unsigned freeze_timeout_ms;     /* for the guest to freeze, and then to be frozen */
     uint64_t scratch_reserve_bytes; /* what scratch must leave free in its filesystem */
     uint64_t scratch_max_bytes;     /* what all scratch files may use together, or 0 for no limit */

@@ -19,7 +19,10 @@ typedef struct {
     char *backend; /* name of the backend that knows how to end it */
     char *machine;
     char *machine_uuid;
-    char *connect_uri; /* libvirt's URI for the machine */
+    char *source;      /* as it may be named again, where that is not the machine */
+    char *connect_uri; /* how to reach the machine: libvirt's URI, or the path of QEMU's monitor */
+    char *agent;       /* path of the guest agent's socket, where libvirt does not know that */
+    char *graph;       /* the backend's: where in QEMU the snapshot is */
     char *mount_point;
     char *socket;      /* the job's NBD socket */
     char *runtime_dir; /* private directory of the socket */
