@@ -13,8 +13,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -24,6 +26,8 @@
 #define TRY_TIMEOUT_MS 2000
 #define MIN_PAUSE_S 1
 #define MAX_PAUSE_S 10
+/* For what the daemon has left to it since it lacks the right: that works at once, or not so soon. */
+#define FINISH_WAIT_MS 3000
 
 static void requests_serve(const VmsnapGuardian *guardian, int fd) {
     uint64_t mount_id;
@@ -146,10 +150,21 @@ static gboolean finish_without_guardian(const VmsnapGuardian *guardian) {
     return FALSE;
 }
 
+/* Returns: whether the guardian has ended. What the daemon has tried in vain takes long, and nobody waits for that. */
+static gboolean guardian_takes_over(const VmsnapGuardian *guardian, const VmsnapRecord *record) {
+    if (g_strcmp0(record->outcome, VMSNAP_OUTCOME_LEFTOVER) == 0)
+        return FALSE;
+    struct pollfd waiting = {.fd = pidfd_open(guardian->pid, 0), .events = POLLIN};
+    gboolean ended = waiting.fd < 0 || poll(&waiting, 1, FINISH_WAIT_MS) > 0;
+    if (waiting.fd >= 0)
+        (void)close(waiting.fd);
+    return ended;
+}
+
 gboolean vmsnap_guardian_finish(VmsnapGuardian *guardian) {
     g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
     (void)close(g_steal_fd(&guardian->fd));
-    if (record && vmsnap_record_has_left(record))
+    if (record && vmsnap_record_has_left(record) && !guardian_takes_over(guardian, record))
         return FALSE;
     int status;
     if (waitpid(guardian->pid, &status, 0) == guardian->pid && WIFEXITED(status))

@@ -233,7 +233,7 @@ def files(directory):
 
 def bytes_read(vm):
     """What QEMU has read so far with read(2) and its like: of images, for the guest is idle, and not of sockets."""
-    return int(Path(f'/proc/{peers.qemu_pid(vm)}/io').read_text().split()[1])  # rchar
+    return int(Path(f'/proc/{vm.pid()}/io').read_text().split()[1])  # rchar
 
 
 def measure_level(vm, case, level, directory, work):

@@ -38,14 +38,10 @@ def cpu_seconds(pid):
     return time.clock_gettime((~pid << 3) | 2)
 
 
-def qemu_pid(vm):
-    return int(Path(f'/run/libvirt/qemu/{vm.name}.pid').read_text())
-
-
 def time_commands(vm, commands, servers=()):
     """Runs COMMANDS, all at once, and waits for them. SERVERS are the processes whose work for them counts, too."""
     complaints = lib.SANDBOX / 'complaints'
-    qemu = qemu_pid(vm)
+    qemu = vm.pid()
     running = []
     try:
         with open(complaints, 'w') as stderr:

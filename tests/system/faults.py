@@ -191,10 +191,6 @@ def has_lost_job(vm):
     return False
 
 
-def qemu_pid(vm):
-    return int(Path(f'/run/libvirt/qemu/{vm.name}.pid').read_text())
-
-
 def cut_connections(pid, path):
     """Ends all connections that a process has to the socket PATH, without its doing. Returns how many there were."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -341,8 +337,8 @@ class Rows:
         for line in lib.processes():
             kill(int(line.split()[1].rstrip(',')))
         Path('/run/mount/utab').unlink(missing_ok=True)
-        if self.vm.virsh('backup-dumpxml', self.vm.name, status=None):
-            self.vm.virsh('domjobabort', self.vm.name, status=None)
+        if self.vm.has_snapshot():
+            self.vm.end_snapshot()
         home = lib.SANDBOX / self.vm.user if self.vm.user else None
         for directory in (Path(lib.runtime_dir(self.vm.user)) / 'vmsnap',
                           home / '.local/state/vmsnap' if home else Path('/var/lib/vmsnap')):
@@ -475,11 +471,19 @@ class TestCase(Rows, lib.TestCase):
         Libvirtd.end(signal.SIGTERM)
         Libvirtd.start()
 
-    def clear_away(self):
+    def mend_stack(self):
+        """Whatever a test has done to libvirtd."""
         Libvirtd.ensure()
-        super().clear_away()
+
+    def mend_machine(self):
+        """Whatever libvirt has lost of the machine."""
         if has_lost_job(self.vm):
             self.end_lost_job()
+
+    def clear_away(self):
+        self.mend_stack()
+        super().clear_away()
+        self.mend_machine()
         state = self.vm.state()
         if state == 'shut off':
             return self.reboot()

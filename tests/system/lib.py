@@ -199,6 +199,8 @@ class Vm:
         self.user = user
         self.agent = agent
         self.uri = 'qemu:///session' if user else 'qemu:///system'
+        self.source = self.name  # what is mounted
+        self.mount_options = f'connect={self.uri}' if user else ''  # without which it is not found
         self.directory = make_directory(self.name, user)
         self.console = self.directory / 'console.log'
         self.images = {f'vd{chr(ord("a") + i)}': self.directory / f'vd{chr(ord("a") + i)}.{disk.format}'
@@ -337,12 +339,15 @@ class Vm:
         """Defines and boots the machine, and returns it when the guest takes commands, and the agent its own."""
         self.define()
         self.virsh('start', self.name)
+        self._wait_booted()
+        return self
+
+    def _wait_booted(self):
         wait_until(lambda: 'guest: ready' in self._console_text(), f'{self.name} has booted')
         self._channel = socket.socket(socket.AF_UNIX)
         self._channel.connect(str(self.directory / 'commands'))
         if self.agent:
             self.wait_agent()
-        return self
 
     def state(self):
         return self.virsh('domstate', self.name).strip()
@@ -374,6 +379,30 @@ class Vm:
             raise CommandFailed(f'virsh does not tell the jobs of {self.name}:\n{result.stdout}{result.stderr}')
         return state, job, start + backup
 
+    def traces(self):
+        """What a snapshot may leave in the machine, as a set of lines."""
+        state, job, backup = self.state_and_jobs()
+        found = set()
+        if job and not re.fullmatch(r'Job type: +None\s*', job):
+            found.add(f'job of {self.name}: {job}')
+        if backup:
+            found.add(f'backup job of {self.name}: {backup}')
+        if self.agent and state != 'shut off' and self.frozen():
+            found.add(f'frozen filesystem in {self.name}')
+        return found
+
+    def has_snapshot(self):
+        """Whether the machine keeps an instant for somebody."""
+        return bool(self.virsh('backup-dumpxml', self.name, status=None))
+
+    def end_snapshot(self):
+        """Ends it by force, whoever has begun it, and whatever is known of it."""
+        self.virsh('domjobabort', self.name, status=None)
+
+    def pid(self):
+        """QEMU's process."""
+        return int(Path(f'/run/libvirt/qemu/{self.name}.pid').read_text())
+
     def pause(self):
         """Stops the processor. QEMU writes its caches to the image files at this time."""
         self.virsh('suspend', self.name)
@@ -381,19 +410,24 @@ class Vm:
     def resume(self):
         self.virsh('resume', self.name)
 
-    def destroy(self):
-        """Pulls the plug."""
+    def _hang_up(self):
         if self._channel:
             self._channel.close()
             self._channel = None
+
+    def destroy(self):
+        """Pulls the plug."""
+        self._hang_up()
         self.virsh('destroy', self.name)
 
     def close(self):
         """Removes the machine and its files."""
-        if self._channel:
-            self._channel.close()
+        self._hang_up()
         self.virsh('destroy', self.name, status=None)
         self.virsh('undefine', self.name, '--nvram', '--checkpoints-metadata', status=None)
+        self._remove()
+
+    def _remove(self):
         shutil.rmtree(self.directory)
 
     def run(self, command, status=0, timeout=PATIENCE):
@@ -544,13 +578,7 @@ def left_behind(vm, known=None):
         left |= {f'entry of umount(8): {line}' for line in Path('/run/mount/utab').read_text().splitlines()
                  if 'vmsnap' in line}
     if known is None or left <= known:
-        state, job, backup = vm.state_and_jobs()
-        if job and not re.fullmatch(r'Job type: +None\s*', job):
-            left.add(f'job of {vm.name}: {job}')
-        if backup:
-            left.add(f'backup job of {vm.name}: {backup}')
-        if vm.agent and state != 'shut off' and vm.frozen():
-            left.add(f'frozen filesystem in {vm.name}')
+        left |= vm.traces()
     return left
 
 
@@ -567,7 +595,7 @@ class Mount:
     def __init__(self, vm, options=''):
         self.vm = vm
         self.point = make_directory(f'mount-{uuid.uuid4().hex[:8]}', vm.user)
-        self.options = ','.join(filter(None, (f'connect={vm.uri}' if vm.user else '', options)))
+        self.options = ','.join(filter(None, (vm.mount_options, options)))
         self.said = ''  # by the command that mounted it, on stderr
         self._before = left_behind(vm)
 
@@ -586,7 +614,7 @@ class Mount:
 
     def mount(self, **expected):
         options = ['-o', self.options] if self.options else []
-        result = run('mount.vmsnap', self.vm.name, self.point, *options, user=self.vm.user, **expected)
+        result = run('mount.vmsnap', self.vm.source, self.point, *options, user=self.vm.user, **expected)
         self.said = result.stderr
         return result
 
@@ -669,7 +697,7 @@ class TestCase(unittest.TestCase):
         """
         mount = Mount(self.vm, options)
         options = ['-o', mount.options] if mount.options else []
-        line = complaint('mount.vmsnap', source or self.vm.name, mount.point if point is None else point, *options,
+        line = complaint('mount.vmsnap', source or self.vm.source, mount.point if point is None else point, *options,
                          user=self.vm.user, status=status, **how)
         self.assertRegex(line, f'^mount.vmsnap: {says}$')
         mount.assert_nothing_left()

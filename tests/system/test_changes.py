@@ -203,7 +203,7 @@ class Large(chains.TestCase):
         cls.vm.qemu_io('vda', *(f'write -P 1 {place} 2M' for place in cls.PLACES))
 
     def bytes_read_by_qemu(self):
-        return int(Path(f'/proc/{faults.qemu_pid(self.vm)}/io').read_text().split()[1])
+        return int(Path(f'/proc/{self.vm.pid()}/io').read_text().split()[1])
 
     def copy_changes(self, since):
         """Returns how long it takes, until the copy is there, and how much QEMU reads for it."""

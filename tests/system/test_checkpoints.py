@@ -250,7 +250,7 @@ class Bitmaps(chains.TestCase):
         """QEMU was killed: what is in the images is not whole, and nobody knows what changed."""
         base = self.chain.backup()['checkpoint']
         self.vm.qemu_io('vda', 'write -P 3 1M 1M')
-        os.kill(faults.qemu_pid(self.vm), signal.SIGKILL)
+        os.kill(self.vm.pid(), signal.SIGKILL)
         lib.wait_until(lambda: self.vm.state() == 'shut off', 'the machine is off')
         self.restart()
         self.assert_strict('vda', base, 'inconsistent')
@@ -262,7 +262,7 @@ class Bitmaps(chains.TestCase):
         mount = Mount(self.vm, 'incremental,format=qcow2')
         mount.mount()
         self.vm.qemu_io('vda', 'write -P 3 1M 1M')
-        os.kill(faults.qemu_pid(self.vm), signal.SIGKILL)
+        os.kill(self.vm.pid(), signal.SIGKILL)
         lib.wait_until(lambda: self.vm.state() == 'shut off', 'the machine is off')
         complaint('umount', mount.point, status=32)
         mount.wait_ended()

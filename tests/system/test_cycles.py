@@ -65,7 +65,7 @@ class Cycles(lib.TestCase):
             if number % 10 == 0:
                 lib.check_instant(mount / 'vda.raw', mount / 'vdb.raw')
             daemon = look_at(mount.daemon())
-        return {'daemon': daemon, 'libvirtd': look_at(Libvirtd.pid()), 'QEMU': look_at(faults.qemu_pid(self.vm))}
+        return {'daemon': daemon, 'libvirtd': look_at(Libvirtd.pid()), 'QEMU': look_at(self.vm.pid())}
 
     # Kilobytes by which the medians of two spans may differ. A process whose memory is in use is never quite still;
     # a page lost in each cycle would be 4 * (CYCLES - WARM_UP - SPAN) = 160.

@@ -37,7 +37,7 @@ class Processes(faults.TestCase):
         self.assertLessEqual(text.count('\n'), 1, text)
 
     def start_mount(self, mount):
-        return subprocess.Popen(['mount.vmsnap', self.vm.name, mount.point], stdin=subprocess.DEVNULL,
+        return subprocess.Popen(['mount.vmsnap', self.vm.source, mount.point], stdin=subprocess.DEVNULL,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def duration(self):
@@ -89,7 +89,7 @@ class Processes(faults.TestCase):
             kill_both(mount.daemon())
             row.readers = readers.wait_errors(since, DEAD, within=CLEARED_WITHIN)
         self.assertIn(str(mount.point), lib.mounts())
-        self.assertTrue(self.vm.virsh('backup-dumpxml', self.vm.name))
+        self.assertTrue(self.vm.has_snapshot())
         return mount
 
     def test_kill_both_then_mount(self):
@@ -124,7 +124,7 @@ class Processes(faults.TestCase):
 
     def test_kill_both_then_cleanup(self):
         """--cleanup clears what is left, of one domain or of all."""
-        for domain in ([self.vm.name], []):
+        for domain in ([self.vm.source], []):
             with self.row('kill -9 of both', f'while 8 readers read; then --cleanup {" ".join(["DOMAIN"] * len(domain))}'
                           .rstrip()) as row:
                 mount = self.kill_both_while_read(row)
@@ -421,10 +421,10 @@ class Processes(faults.TestCase):
         with self.row('/run is full', 'at begin') as row:
             mount = Mount(self.vm)
             with full('/run'):
-                said = complaint('mount.vmsnap', self.vm.name, mount.point, status=32)
+                said = complaint('mount.vmsnap', self.vm.source, mount.point, status=32)
                 self.assertRegex(said, r"^mount\.vmsnap: failed to .*'/run/vmsnap.*No space left on device")
                 # Whatever the reason, the word is given before anything is begun.
-                self.assertEqual(self.vm.virsh('backup-dumpxml', self.vm.name, status=None), '')
+                self.assertFalse(self.vm.has_snapshot())
             self.check_after(row, mount, 'mount.vmsnap', within=0)
 
     def test_run_full_at_end(self):
@@ -441,7 +441,7 @@ class Processes(faults.TestCase):
 
     def test_cleanup_of_nothing(self):
         """Where nothing is left to clear, that is well."""
-        for domain in ([], [self.vm.name]):
+        for domain in ([], [self.vm.source]):
             result = run('mount.vmsnap', '--cleanup', *domain)
             self.assertEqual(result.stderr, '')
 
@@ -450,7 +450,7 @@ class Processes(faults.TestCase):
         with self.row('--cleanup', 'while 8 readers read') as row:
             with self.mounted() as (mount, readers):
                 run('mount.vmsnap', '--cleanup')
-                said = complaint('mount.vmsnap', '--cleanup', self.vm.name, status=32)
+                said = complaint('mount.vmsnap', '--cleanup', self.vm.source, status=32)
                 self.assertIn(str(mount.point), said)
                 readers.get_on()
                 self.assertEqual(mount.status()['status'], 'active')

@@ -46,7 +46,7 @@ class Watch:
     def _run(self):
         while not self._done.is_set():
             before = time.monotonic()
-            self.states.append((before, self._vm.virsh('domstate', '--reason', self._vm.name, status=None).strip()))
+            self.states.append((before, self._vm.state()))
             time.sleep(0.02)
 
     def longest_pause(self):
@@ -103,7 +103,7 @@ class Scratch(faults.TestCase):
                     self.vm.touch()
                 self.assertLessEqual(watch.longest_pause(), paused_at_most)
                 # Before anybody unmounts.
-                lib.wait_until(lambda: not self.vm.virsh('backup-dumpxml', self.vm.name, status=None), 'the job ends',
+                lib.wait_until(lambda: not self.vm.has_snapshot(), 'the job ends',
                                timeout=faults.CLEARED_WITHIN)
                 status = mount.status()
                 self.assertEqual(status['status'], 'error')

@@ -233,7 +233,7 @@ class Stack(faults.TestCase):
             self.wait_gone_round()  # now, when nobody reads: that would make it long
             with self.mounted() as (mount, readers):
                 self.flush()
-                qemu = faults.qemu_pid(self.vm)
+                qemu = self.vm.pid()
                 end()
                 lib.wait_until(lambda: not lib.lives(qemu), 'QEMU is gone', timeout=SOON)
                 since = time.monotonic()
@@ -248,7 +248,7 @@ class Stack(faults.TestCase):
             self.check_mountable_again(mount)
 
     def test_qemu_killed(self):
-        self.check_guest_lost('kill -9 of QEMU', lambda: kill(faults.qemu_pid(self.vm)))
+        self.check_guest_lost('kill -9 of QEMU', lambda: kill(self.vm.pid()))
 
     def test_destroy(self):
         self.check_guest_lost('virsh destroy', self.vm.destroy)

@@ -334,8 +334,7 @@ class Zoo(lib.TestCase):
                     self.assertEqual(found, expect(offset, whence), f'{path.name}: from {offset}, whence {whence}')
 
     def bytes_read_by_qemu(self):
-        pid = Path(f'/run/libvirt/qemu/{self.vm.name}.pid').read_text()
-        return int(Path(f'/proc/{pid}/io').read_text().split()[1])
+        return int(Path(f'/proc/{self.vm.pid()}/io').read_text().split()[1])
 
     def test_holes_cost_no_nbd_read(self):
         """
