@@ -23,8 +23,8 @@ static gboolean check_scratch(const VmsnapRecord *record, unsigned timeout_ms, G
         return TRUE;
     g_set_error(
         error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-        "failed to end the snapshot in machine '%s': scratch directory '%s' does not answer, and until it does, "
-        "the machine would stand still for that; see what is wrong with its filesystem",
+        "failed to end the snapshot in machine '%s': scratch directory '%s' does not answer; it is tried again, "
+        "since until then the machine would stand still for it; see what is wrong with that filesystem",
         record->machine, record->scratch_dir);
     return FALSE;
 }

@@ -210,11 +210,13 @@ class BareVm(Vm):
         self._graph = self.graph()
 
     def traces(self):
-        if self.state() == 'shut off':
+        state = self.state()
+        if state == 'shut off':
             return set()
         found = {f'block graph of {self.name}: {line}' for line in self.graph() ^ self._graph}
         found |= {f'export of {self.name}: {export}' for export in self.call('query-block-exports')}
-        found |= {f'descriptors in {self.name}: {fdset}' for fdset in self.call('query-fdsets')}
+        if state == 'running':  # otherwise QEMU (7.2) keeps what it has been told to close, until a monitor is left again
+            found |= {f'descriptors in {self.name}: {fdset}' for fdset in self.call('query-fdsets')}
         if self.has_nbd_server():
             found.add(f'NBD server in {self.name}')
         if self.agent and self.frozen():
