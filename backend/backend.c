@@ -16,6 +16,7 @@
 #endif
 
 #define MAX_EXTENTS_LENGTH_BYTES (UINT64_C(1) << 31)
+#define MAX_RELEASE_LENGTH_BYTES (UINT64_C(1) << 30)
 
 static const VmsnapBackend *const backends[] = {
 #ifdef HAVE_LIBVIRT
@@ -38,6 +39,12 @@ VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError 
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE,
                     "failed to mount '%s': this vmsnap was built without support for that kind of source",
                     options->source);
+        return NULL;
+    }
+    if (options->release && !backend->release) {
+        g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE,
+                    "failed to use option 'release': a snapshot by %s cannot give back what was read; leave it out",
+                    backend->name);
         return NULL;
     }
     VmsnapSnapshot *snapshot = backend->begin(options, error);
@@ -171,6 +178,18 @@ void vmsnap_disk_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint6
         done(-EIO, NULL, 0, user_data);
     else
         disk->snapshot->backend->extents(disk, question, offset, length, done, user_data);
+}
+
+void vmsnap_disk_release(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done, gpointer user_data) {
+    disk_check_range(disk, offset, length);
+    g_assert(disk->can_release);
+    g_assert(offset % VMSNAP_RELEASE_UNIT_BYTES == 0 && length % VMSNAP_RELEASE_UNIT_BYTES == 0);
+    g_assert(length <= MAX_RELEASE_LENGTH_BYTES);
+    g_assert(offset + length <= (disk->size_bytes - 1) / VMSNAP_RELEASE_UNIT_BYTES * VMSNAP_RELEASE_UNIT_BYTES);
+    if (vmsnap_snapshot_is_broken(disk->snapshot))
+        done(-EIO, user_data);
+    else
+        disk->snapshot->backend->release(disk, offset, length, done, user_data);
 }
 
 gboolean vmsnap_disk_get_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
