@@ -279,6 +279,13 @@ static gboolean parse_only_changed(VmsnapOptions *options, const char *value, GE
     return TRUE;
 }
 
+static gboolean parse_release(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->release = TRUE;
+    return TRUE;
+}
+
 static gboolean parse_ro(VmsnapOptions *options, const char *value, GError **error) {
     (void)value;
     (void)error;
@@ -336,6 +343,7 @@ static const struct {
     {"commit", TRUE, parse_commit},
     {"backing", TRUE, parse_backing},
     {"only_changed", FALSE, parse_only_changed},
+    {"release", FALSE, parse_release},
     {"ro", FALSE, parse_ro},
     {"rw", FALSE, parse_rw},
     {"remount", FALSE, parse_remount},
@@ -468,6 +476,7 @@ static const char help_text[] =
     "  connections=N      NBD connections for each disk (default: 2)\n"
     "  readahead=SIZE     memory for reading ahead (default: 64M, 0 for none)\n"
     "  speed=BYTES/S      limit for reading disks, such as 50M (default: none)\n"
+    "  release            give back what was read: files are read once, the guest pays less\n"
     "\n"
     "End it with umount MOUNTPOINT. See mount.vmsnap(8).\n";
 
@@ -532,6 +541,8 @@ static gboolean check_checkpoint(const VmsnapOptions *options, GError **error) {
         {options->keep_checkpoints && !has_checkpoint, "keep_checkpoints",
          "there is no new one; add incremental or checkpoint="},
         {options->has_commit && !has_checkpoint, "commit", "there is no checkpoint; add incremental or checkpoint="},
+        {options->release && (options->incremental || options->since), "release",
+         "it is for whole disks; drop it, or incremental and since="},
         {is_explicit && options->read_only, "commit",
          "the order is written into the mount, which ro prevents; drop one of them"},
     };

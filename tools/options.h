@@ -53,6 +53,7 @@ typedef struct {
     unsigned keep_checkpoints; /* 0 for all */
     VmsnapCommitMode commit;
     gboolean has_commit;
+    gboolean release;
     GString *mount_options; /* for the kernel, comma-separated; may be empty */
 } VmsnapOptions;
 
