@@ -14,7 +14,7 @@ typedef struct {
     VmsnapDisk base;
     GArray *extents;      /* of VmsnapExtent, owned */
     GArray *changes;      /* the same, or NULL */
-    GByteArray *released; /* a byte a unit that was asked for, owned; NULL where it cannot be; guarded by lock */
+    GHashTable *released; /* set of units, from 1, that were asked for; NULL where they cannot be; guarded by lock */
     uint64_t seed;
     uint64_t scratch_used_bytes; /* both 0 where it has none */
     uint64_t scratch_left_bytes;
@@ -122,7 +122,7 @@ static gboolean released_locked(const MemoryDisk *disk, uint64_t offset, uint64_
     if (!disk->released)
         return FALSE;
     for (uint64_t unit = offset / UNIT_BYTES; unit <= (offset + length - 1) / UNIT_BYTES; unit++)
-        if (disk->released->data[unit] != all)
+        if (g_hash_table_contains(disk->released, GSIZE_TO_POINTER(unit + 1)) != all)
             return !all;
     return all;
 }
@@ -175,7 +175,8 @@ static gboolean note_release_locked(MemorySnapshot *snapshot, const Call *call) 
     g_assert_cmpuint(call->offset % UNIT_BYTES + call->length % UNIT_BYTES, ==, 0);
     g_assert_cmpuint(call->offset + call->length, <, disk->base.size_bytes);
     g_assert_false(released_locked(disk, call->offset, call->length, FALSE));
-    memset(disk->released->data + call->offset / UNIT_BYTES, TRUE, call->length / UNIT_BYTES);
+    for (uint64_t offset = call->offset; offset < call->offset + call->length; offset += UNIT_BYTES)
+        (void)g_hash_table_add(disk->released, GSIZE_TO_POINTER(offset / UNIT_BYTES + 1));
     snapshot->counts.releases++;
     snapshot->counts.released_bytes += call->length;
     snapshot->counts.max_release_bytes = MAX(snapshot->counts.max_release_bytes, call->length);
@@ -279,7 +280,7 @@ static void memory_free(VmsnapSnapshot *base) {
         MemoryDisk *disk = g_ptr_array_index(base->disks, i);
         g_array_unref(disk->extents);
         g_clear_pointer(&disk->changes, g_array_unref);
-        g_clear_pointer(&disk->released, g_byte_array_unref);
+        g_clear_pointer(&disk->released, g_hash_table_unref);
     }
     vmsnap_snapshot_clear(base);
     g_ptr_array_unref(snapshot->calls);
@@ -353,11 +354,8 @@ void memory_disk_set_changes(VmsnapDisk *base, const char *since, GArray *change
 
 void memory_disk_allow_release(VmsnapDisk *base) {
     MemoryDisk *disk = (MemoryDisk *)base;
-    guint n_units = (guint)(base->size_bytes / UNIT_BYTES + 1);
     base->can_release = TRUE;
-    disk->released = g_byte_array_sized_new(n_units);
-    g_byte_array_set_size(disk->released, n_units);
-    memset(disk->released->data, FALSE, n_units);
+    disk->released = g_hash_table_new(NULL, NULL);
 }
 
 gboolean memory_disk_is_released(VmsnapDisk *disk, uint64_t offset, uint64_t length) {
