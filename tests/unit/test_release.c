@@ -342,10 +342,10 @@ static void test_large_disks_have_larger_units(void) {
         memory_snapshot_hold_releases(snapshot);
         VmsnapRelease *release = vmsnap_release_new(disk, map);
         vmsnap_release_note(release, 0, unit_bytes[i] - 1);
-        g_assert_false(vmsnap_release_has(release, 0, size));
+        g_assert_false(vmsnap_release_has(release, 0, 3 * unit_bytes[i]));
         vmsnap_release_note(release, unit_bytes[i] - 1, 1);
         g_assert_true(vmsnap_release_has(release, 0, 1));
-        g_assert_false(vmsnap_release_has(release, unit_bytes[i], size - unit_bytes[i]));
+        g_assert_false(vmsnap_release_has(release, unit_bytes[i], 3 * unit_bytes[i]));
         vmsnap_release_note(release, size - 3 * unit_bytes[i], 3 * unit_bytes[i]);
         g_assert_true(vmsnap_release_has(release, size - unit_bytes[i], 1));
         g_assert_false(vmsnap_release_has(release, size - unit_bytes[i] + 1, unit_bytes[i] - 1));
@@ -655,7 +655,7 @@ static void test_streams_by_turns_give_all_back(void) {
 /* Against the naive model */
 
 #define MODEL_BYTES (6 * UNIT_BYTES + 54321)
-#define MAX_READ_BYTES (300 << 10)
+#define MAX_READ_BYTES (600 << 10)
 
 typedef struct {
     Fixture *fixture;
@@ -704,7 +704,7 @@ static void model_check_released(const Model *model) {
 }
 
 static GArray *model_extents(int run) {
-    static const uint64_t max_lengths[] = {4096, 64 << 10, UNIT_BYTES, 4 * UNIT_BYTES};
+    static const uint64_t max_lengths[] = {32 << 10, 200 << 10, UNIT_BYTES, 4 * UNIT_BYTES};
     return run % 5 == 4 ? extents_data(MODEL_BYTES) : extents_random(MODEL_BYTES, max_lengths[run % 5]);
 }
 
@@ -726,13 +726,13 @@ static void model_read(Model *model, VmsnapReader *reader) {
 
 static void test_any_reads_equal_the_model(void) {
     static const MemoryFaults reads_released = {.read_released = TRUE};
-    for (int run = 0; run < (FINDS_RACES ? 5 : 15); run++) {
+    for (int run = 0; run < (FINDS_RACES ? 5 : 10); run++) {
         Fixture fixture;
         Model model;
         fixture_init(&fixture, run % 2 ? &reads_released : NULL, model_extents(run));
         model_init(&model, &fixture);
         VmsnapReader *reader = open_file(&fixture, "vda.raw");
-        for (int i = 0; i < 250; i++)
+        for (int i = 0; i < 120; i++)
             model_read(&model, reader);
         model_check_released(&model);
         vmsnap_reader_close(reader);
@@ -742,7 +742,7 @@ static void test_any_reads_equal_the_model(void) {
 }
 
 #define N_THREADS 6
-#define N_READS 150
+#define N_READS 60
 
 typedef struct {
     Model *model;
@@ -777,7 +777,7 @@ static gpointer worker_run(gpointer data) {
 /* Whoever reads gets the right bytes or, only where all of a unit has been handed out, an error. */
 static void test_any_reads_of_threads_fit_the_model(void) {
     static const MemoryFaults faults[] = {{.max_delay_us = 50}, {.max_delay_us = 50, .read_released = TRUE}};
-    for (int run = 0; run < (FINDS_RACES ? 4 : 10); run++) {
+    for (int run = 0; run < (FINDS_RACES ? 5 : 10); run++) {
         Fixture fixture;
         Model model;
         g_autofree Worker *workers = g_new0(Worker, N_THREADS);
