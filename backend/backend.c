@@ -18,6 +18,7 @@
 #endif
 
 #define MAX_EXTENTS_LENGTH_BYTES (UINT64_C(1) << 31)
+#define MAX_RELEASE_LENGTH_BYTES (UINT64_C(1) << 30)
 
 /* In the order in which they are asked whether a source is theirs: libvirt's takes what is left. */
 static const VmsnapBackend *const backends[] = {
@@ -88,6 +89,7 @@ VmsnapSnapshot *vmsnap_snapshot_begin(const VmsnapBeginOptions *options, GError 
                     options->source);
         return NULL;
     }
+    g_assert(!options->release || backend->release);
     VmsnapSnapshot *snapshot = backend->begin(options, error);
     g_assert(snapshot || !error || *error);
     return snapshot;
@@ -219,6 +221,18 @@ void vmsnap_disk_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint6
         done(-EIO, NULL, 0, user_data);
     else
         disk->snapshot->backend->extents(disk, question, offset, length, done, user_data);
+}
+
+void vmsnap_disk_release(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done, gpointer user_data) {
+    disk_check_range(disk, offset, length);
+    g_assert(disk->can_release);
+    g_assert(offset % VMSNAP_RELEASE_UNIT_BYTES == 0 && length % VMSNAP_RELEASE_UNIT_BYTES == 0);
+    g_assert(length <= MAX_RELEASE_LENGTH_BYTES);
+    g_assert(offset + length <= (disk->size_bytes - 1) / VMSNAP_RELEASE_UNIT_BYTES * VMSNAP_RELEASE_UNIT_BYTES);
+    if (vmsnap_snapshot_is_broken(disk->snapshot))
+        done(-EIO, user_data);
+    else
+        disk->snapshot->backend->release(disk, offset, length, done, user_data);
 }
 
 gboolean vmsnap_disk_get_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {

@@ -274,6 +274,7 @@ static const VmsnapRefusal refuses[] = {
     {"scratch", NO_SCRATCH},
     {"scratch_reserve", NO_SCRATCH},
     {"scratch_max", NO_SCRATCH},
+    {"release", "what others have begun is not changed"},
     {"checkpoint", NO_CHANGES},
     {"since", NO_CHANGES},
     {"incremental", NO_CHANGES},

@@ -103,6 +103,7 @@ static gboolean libvirt_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint
 
 static const VmsnapRefusal refuses[] = {
     {"agent", "libvirt knows where it is"},
+    {"release", "libvirt's exports can only be read; it needs qmp:SOCKET"},
     {NULL, NULL},
 };
 

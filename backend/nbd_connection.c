@@ -524,6 +524,11 @@ void vmsnap_nbd_connection_read(VmsnapNbdConnection *connection, void *buffer, s
     connection_submit(connection, vmsnap_nbd_request_new_read(buffer, length, offset, done, user_data));
 }
 
+void vmsnap_nbd_connection_discard(VmsnapNbdConnection *connection, uint64_t offset, uint64_t length,
+                                   VmsnapDoneFunc done, gpointer user_data) {
+    connection_submit(connection, vmsnap_nbd_request_new_discard(offset, length, done, user_data));
+}
+
 void vmsnap_nbd_connection_extents(VmsnapNbdConnection *connection, uint64_t offset, uint64_t length,
                                    VmsnapExtentsFunc done, gpointer user_data) {
     connection_submit(connection, vmsnap_nbd_request_new_extents(offset, length, done, user_data));

@@ -41,6 +41,10 @@ int vmsnap_nbd_connection_get_load(const VmsnapNbdConnection *connection);
 void vmsnap_nbd_connection_read(VmsnapNbdConnection *connection, void *buffer, size_t length, uint64_t offset,
                                 VmsnapDoneFunc done, gpointer user_data);
 
+/** As vmsnap_disk_release(), of an export that can be written to. */
+void vmsnap_nbd_connection_discard(VmsnapNbdConnection *connection, uint64_t offset, uint64_t length,
+                                   VmsnapDoneFunc done, gpointer user_data);
+
 /** As vmsnap_disk_extents(). */
 void vmsnap_nbd_connection_extents(VmsnapNbdConnection *connection, uint64_t offset, uint64_t length,
                                    VmsnapExtentsFunc done, gpointer user_data);

@@ -94,6 +94,11 @@ void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint
     vmsnap_nbd_connection_read(pool_choose(pool), buffer, length, offset, done, user_data);
 }
 
+void vmsnap_nbd_pool_discard(VmsnapNbdPool *pool, uint64_t offset, uint64_t length, VmsnapDoneFunc done,
+                             gpointer user_data) {
+    vmsnap_nbd_connection_discard(pool_choose(pool), offset, length, done, user_data);
+}
+
 void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
                              VmsnapExtentsFunc done, gpointer user_data) {
     gboolean of_changes = question == VMSNAP_EXTENTS_OF_CHANGES;

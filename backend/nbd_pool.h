@@ -27,6 +27,10 @@ uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool);
 void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                           gpointer user_data);
 
+/** As vmsnap_disk_release(), of an export that can be written to. */
+void vmsnap_nbd_pool_discard(VmsnapNbdPool *pool, uint64_t offset, uint64_t length, VmsnapDoneFunc done,
+                             gpointer user_data);
+
 /** As vmsnap_disk_extents(). */
 void vmsnap_nbd_pool_extents(VmsnapNbdPool *pool, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
                              VmsnapExtentsFunc done, gpointer user_data);

@@ -15,8 +15,15 @@ VmsnapNbdRequest *vmsnap_nbd_request_new_read(void *buffer, size_t length, uint6
     request->buffer = buffer;
     request->length = length;
     request->offset = offset;
-    request->read_done = done;
+    request->done = done;
     request->user_data = user_data;
+    return request;
+}
+
+VmsnapNbdRequest *vmsnap_nbd_request_new_discard(uint64_t offset, uint64_t length, VmsnapDoneFunc done,
+                                                 gpointer user_data) {
+    VmsnapNbdRequest *request = vmsnap_nbd_request_new_read(NULL, length, offset, done, user_data);
+    request->is_discard = TRUE;
     return request;
 }
 
@@ -38,7 +45,7 @@ void vmsnap_nbd_request_finish(VmsnapNbdRequest *request, int error) {
         request->extents_done(error, error ? NULL : &g_array_index(request->extents, VmsnapExtent, 0),
                               error ? 0 : request->extents->len, request->user_data);
     else
-        request->read_done(error, request->user_data);
+        request->done(error, request->user_data);
     if (request->extents)
         g_array_unref(request->extents);
     g_free(request->aligned_buffer);
@@ -187,6 +194,18 @@ static int64_t request_send_read(VmsnapNbdRequest *request, struct nbd_handle *n
     return nbd_aio_pread_structured(nbd, buffer, end - start, start, received, completed, flags);
 }
 
+static int discard_completed(void *user_data, int *error) {
+    request_tell(user_data, *error ? answer_of_error(*error) : VMSNAP_NBD_ANSWER_GOOD);
+    return 1;
+}
+
+static int64_t request_send_command(VmsnapNbdRequest *request, struct nbd_handle *nbd) {
+    nbd_completion_callback discarded = {.callback = discard_completed, .user_data = request};
+    if (request->is_discard)
+        return nbd_aio_trim(nbd, request->length, request->offset, discarded, 0);
+    return request->extents ? request_send_extents(request, nbd) : request_send_read(request, nbd);
+}
+
 /*
  * libnbd may complete a command before the call returns. The request may be gone then, and the cookie means nothing:
  * libnbd takes it from the command, which it has freed by that time.
@@ -200,7 +219,7 @@ gboolean vmsnap_nbd_request_send(VmsnapNbdRequest *request, struct nbd_handle *n
     }
     gboolean told = FALSE;
     request->told = &told;
-    int64_t cookie = request->extents ? request_send_extents(request, nbd) : request_send_read(request, nbd);
+    int64_t cookie = request_send_command(request, nbd);
     if (told)
         return TRUE;
     request->told = NULL;

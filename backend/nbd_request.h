@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One read or question for extents: what is asked of libnbd, and what is made of the answer. It knows no connection and
- * takes no lock: whoever has the handle that it is sent with serializes all calls but new.
+ * One read, question for extents or discard: what is asked of libnbd, and what is made of the answer. It knows no
+ * connection and takes no lock: whoever has the handle that it is sent with serializes all calls but new.
  */
 #pragma once
 
@@ -28,7 +28,8 @@ struct VmsnapNbdRequest {
     uint64_t number;       /* the owner's: each time that it is sent, another one */
     gint64 interrupted_us; /* the owner's: when the first connection was lost that it had been sent with, or 0 */
 
-    void *buffer;            /* NULL in a question for extents */
+    gboolean is_discard;
+    void *buffer;            /* of a read; NULL in all others */
     uint8_t *aligned_buffer; /* owned; where the server wants blocks and the range is not made of them */
     size_t length;
     uint64_t offset;
@@ -37,7 +38,7 @@ struct VmsnapNbdRequest {
     GArray *extents;         /* of VmsnapExtent, owned; NULL in a read */
     uint64_t told_bytes;     /* how far the extents reach */
     gboolean *told;          /* while it is being sent: set when libnbd completes it already */
-    VmsnapDoneFunc read_done;
+    VmsnapDoneFunc done;     /* NULL in a question for extents */
     VmsnapExtentsFunc extents_done;
     gpointer user_data;
 };
@@ -45,6 +46,10 @@ struct VmsnapNbdRequest {
 /** As vmsnap_disk_read(). The caller sets owner, answered and export. */
 VmsnapNbdRequest *vmsnap_nbd_request_new_read(void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                                               gpointer user_data);
+
+/** As vmsnap_disk_release(). The caller sets owner, answered and export. */
+VmsnapNbdRequest *vmsnap_nbd_request_new_discard(uint64_t offset, uint64_t length, VmsnapDoneFunc done,
+                                                 gpointer user_data);
 
 /** As vmsnap_disk_extents(). The caller sets owner, answered and export. */
 VmsnapNbdRequest *vmsnap_nbd_request_new_extents(uint64_t offset, uint64_t length, VmsnapExtentsFunc done,

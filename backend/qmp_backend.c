@@ -67,6 +67,10 @@ static void qmp_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64
     vmsnap_nbd_pool_extents(((VmsnapQmpDisk *)disk)->pool, question, offset, length, done, user_data);
 }
 
+static void qmp_release(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done, gpointer user_data) {
+    vmsnap_nbd_pool_discard(((VmsnapQmpDisk *)disk)->pool, offset, length, done, user_data);
+}
+
 static gboolean qmp_scratch(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes) {
     const VmsnapQmpSnapshot *snapshot = (const VmsnapQmpSnapshot *)disk->snapshot;
     return vmsnap_scratch_measure(snapshot->scratch_fd, ((VmsnapQmpDisk *)disk)->scratch_name, ret_used_bytes,
@@ -106,4 +110,5 @@ const VmsnapBackend vmsnap_qmp_backend = {
     .read = qmp_read,
     .extents = qmp_extents,
     .scratch = qmp_scratch,
+    .release = qmp_release,
 };

@@ -62,7 +62,7 @@ static void prefix_error(const VmsnapQmpSnapshot *snapshot, const char *what, co
     *error = whole;
 }
 
-static void snapshot_add_disks(VmsnapQmpSnapshot *snapshot, const GPtrArray *selected) {
+static void snapshot_add_disks(VmsnapQmpSnapshot *snapshot, const GPtrArray *selected, gboolean can_release) {
     for (guint i = 0; i < selected->len; i++) {
         const VmsnapQmpDrive *drive = g_ptr_array_index(selected, i);
         VmsnapQmpDisk *disk = g_new0(VmsnapQmpDisk, 1);
@@ -70,6 +70,7 @@ static void snapshot_add_disks(VmsnapQmpSnapshot *snapshot, const GPtrArray *sel
         disk->base.name = g_strdup(drive->base.name);
         disk->base.source = g_strdup(drive->base.source);
         disk->base.size_bytes = drive->size_bytes;
+        disk->base.can_release = can_release;
         disk->scratch_name = g_strconcat(drive->base.name, ".qcow2", NULL);
         g_ptr_array_add(snapshot->base.disks, disk);
         vmsnap_qmp_graph_add(snapshot->graph, drive->base.name, drive->device, drive->node, drive->base.source);
@@ -87,7 +88,7 @@ static gboolean snapshot_take_facts(VmsnapQmpSnapshot *snapshot, const VmsnapQmp
         vmsnap_drives_select(facts->drives, owner, options->disks, options->exclude, base, error);
     if (!selected)
         return FALSE;
-    snapshot_add_disks(snapshot, selected);
+    snapshot_add_disks(snapshot, selected, options->release);
     return TRUE;
 }
 
@@ -253,7 +254,7 @@ static gboolean snapshot_switch(VmsnapQmpSnapshot *snapshot, VmsnapQmp *qmp, con
 static gboolean snapshot_export(VmsnapQmpSnapshot *snapshot, VmsnapQmp *qmp, GError **error) {
     for (guint i = 0; i < snapshot->base.disks->len; i++) {
         const VmsnapDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
-        if (vmsnap_qmp_graph_export(snapshot->graph, i, qmp, FALSE, error))
+        if (vmsnap_qmp_graph_export(snapshot->graph, i, qmp, disk->can_release, error))
             continue;
         prefix_error(snapshot, "export disk", disk->name, error);
         return FALSE;

@@ -28,7 +28,14 @@ void vmsnap_disk_view_free(VmsnapDiskView *view) {
     vmsnap_scan_free(view->changes);
     vmsnap_block_map_free(view->shown);
     vmsnap_progress_free(view->progress);
+    vmsnap_release_free(view->release);
     g_free(view);
+}
+
+void vmsnap_disk_view_begin_release(VmsnapDiskView *view) {
+    g_assert(!view->release && vmsnap_scan_is_complete(view->scan));
+    if (view->disk->can_release)
+        view->release = vmsnap_release_new(view->disk, vmsnap_scan_get_map(view->scan));
 }
 
 const VmsnapExtentMap *vmsnap_disk_view_get_changes(const VmsnapDiskView *view) {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * All that fs/ keeps about one disk: where its data is, what of it has changed, how it is read, and how much of it has
- * been.
+ * All that fs/ keeps about one disk: where its data is, what of it has changed, how it is read, how much of it has
+ * been, and what of that is given back.
  */
 #pragma once
 
 #include "progress.h"
+#include "release.h"
 #include "scan.h"
 #include "throttle.h"
 
@@ -17,6 +18,7 @@ typedef struct {
     VmsnapScan *scan;
     VmsnapScan *changes; /* NULL where nobody knows what has changed */
     VmsnapProgress *progress;
+    VmsnapRelease *release;   /* NULL where what was read is kept */
     VmsnapThrottle *throttle; /* not owned; NULL for no limit */
     VmsnapBlockMap *shown;    /* what its file shows, where that is only changes; or NULL; owned */
     gboolean only_changes;    /* is set earlier than that */
@@ -24,6 +26,9 @@ typedef struct {
 
 /** @disk and @throttle (or NULL) must outlive the view. */
 VmsnapDiskView *vmsnap_disk_view_new(VmsnapDisk *disk, VmsnapThrottle *throttle);
+
+/** From now on what is handed out is released, if the disk can be. The map of its content is complete. */
+void vmsnap_disk_view_begin_release(VmsnapDiskView *view);
 
 /** Returns: (transfer none): the map of what has changed, or NULL. */
 const VmsnapExtentMap *vmsnap_disk_view_get_changes(const VmsnapDiskView *view);

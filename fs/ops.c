@@ -58,7 +58,7 @@ static void op_init(void *user_data, struct fuse_conn_info *connection) {
     const VmsnapOps *ops = user_data;
     connection->max_background = MAX_BACKGROUND_REQUESTS;
     connection->congestion_threshold = MAX_BACKGROUND_REQUESTS;
-    connection->max_readahead = PREFERRED_READ_BYTES;
+    connection->max_readahead = ops->view->resources.releases ? 0 : PREFERRED_READ_BYTES;
     connection->want |= connection->capable & FUSE_CAP_PARALLEL_DIROPS;
     /* Content never changes. Otherwise the kernel asks for attributes before each read, and those may have to wait. */
     connection->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
@@ -168,7 +168,9 @@ static void open_reply(fuse_req_t request, const VmsnapNode *node, struct fuse_f
     file->noflush = 1;
     /* Content never changes; without keep_cache, the kernel would drop what others have cached of it. */
     file->keep_cache = node->layout != NULL;
-    file->direct_io = !node->layout || vmsnap_opener_reads_large_blocks(fuse_req_ctx(request)->pid);
+    /* What is read once must not be read by the kernel for itself. */
+    file->direct_io =
+        !node->layout || ops->view->resources.releases || vmsnap_opener_reads_large_blocks(fuse_req_ctx(request)->pid);
     if (fuse_reply_open(request, file) != 0)
         vmsnap_open_files_close(ops->open_files, open_file);
 }
@@ -206,14 +208,14 @@ static void op_release(fuse_req_t request, fuse_ino_t id, struct fuse_file_info 
     (void)fuse_reply_err(request, 0);
 }
 
-static void read_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
+/* The kernel takes no answer for a reader that was killed meanwhile. */
+static gboolean read_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
     fuse_req_t request = user_data;
-    if (error) {
-        vmsnap_view_note_read_error(request_ops(request)->view);
-        (void)fuse_reply_err(request, -error);
-    } else {
-        (void)fuse_reply_iov(request, pieces, (int)n_pieces);
-    }
+    if (!error)
+        return fuse_reply_iov(request, pieces, (int)n_pieces) == 0;
+    vmsnap_view_note_read_error(request_ops(request)->view);
+    (void)fuse_reply_err(request, -error);
+    return FALSE;
 }
 
 static void op_read(fuse_req_t request, fuse_ino_t id, size_t length, off_t offset, struct fuse_file_info *file) {

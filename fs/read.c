@@ -7,6 +7,7 @@
  */
 #include "read.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -59,6 +60,9 @@ static void fill_segment(Fill *fill, const VmsnapSegment *segment, size_t length
         vmsnap_layout_compute(fill->layout, fill->position, length, target);
     } else if (segment->kind == VMSNAP_SEGMENT_ZERO) {
         memset(target, 0, length);
+    } else if (vmsnap_release_has(segment->disk->release, segment->disk_offset, length)) {
+        atomic_fetch_add(&fill->parts, 1);
+        fill_part_done(-EIO, fill);
     } else {
         atomic_fetch_add(&fill->parts, 1);
         vmsnap_throttle_read(segment->disk->throttle, segment->disk->disk, target, length, segment->disk_offset,

@@ -19,7 +19,7 @@ const uint8_t *vmsnap_layout_peek(const VmsnapLayout *layout, uint64_t offset, s
  * @buffer: kept until @done is called
  *
  * Reads a range. @done is called once, before or after this returns, on this thread or one of a backend; after an error
- * the buffer may hold anything.
+ * the buffer may hold anything. What was released fails with -EIO, as in all of fs/, and no backend is asked.
  */
 void vmsnap_layout_fill(const VmsnapLayout *layout, uint64_t offset, size_t length, uint8_t *buffer,
                         VmsnapDoneFunc done, gpointer user_data);

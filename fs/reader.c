@@ -10,6 +10,9 @@
  * A chunk that could not be fetched is forgotten, and whoever waited for it reads once more without: what cannot be
  * read may be a place that it did not ask for.
  *
+ * What was handed out may be released: noted when the one who asked has got it, and never for what was fetched ahead.
+ * From then on it is not read again, be it still in a chunk. A chunk that has a part of it cannot be fetched, either.
+ *
  * The lock guards the list of chunks and what is marked below. It is never held while a layout is read, a pool is
  * waited for or a read is answered; it is held while a layout is asked for segments, which calls nobody.
  */
@@ -181,14 +184,45 @@ static void stream_run_ahead_locked(VmsnapReader *reader, VmsnapStream *stream, 
     }
 }
 
-/* Counts what is handed out. All extents of the range are known by now. */
-static void note_progress(const VmsnapLayout *layout, uint64_t offset, uint64_t length) {
+typedef gboolean (*DiskRangeFunc)(VmsnapDiskView *disk, uint64_t offset, uint64_t length_bytes);
+
+/* Calls @func for the ranges of disks that a range of a file shows, until it says TRUE. Returns: whether it did. */
+static gboolean find_disk_range(const VmsnapLayout *layout, uint64_t offset, uint64_t length, DiskRangeFunc func) {
     VmsnapSegment segment;
-    for (uint64_t end = offset + length; offset < end; offset += segment.length_bytes) {
+    gboolean found = FALSE;
+    for (uint64_t end = offset + length; offset < end && !found; offset += segment.length_bytes) {
         vmsnap_layout_get_segment(layout, offset, &segment);
         if (segment.kind == VMSNAP_SEGMENT_DISK)
-            vmsnap_progress_add(segment.disk->progress, segment.disk_offset, MIN(segment.length_bytes, end - offset));
+            found = func(segment.disk, segment.disk_offset, MIN(segment.length_bytes, end - offset));
     }
+    return found;
+}
+
+static gboolean range_is_released(VmsnapDiskView *disk, uint64_t offset, uint64_t length_bytes) {
+    return vmsnap_release_has(disk->release, offset, length_bytes);
+}
+
+static gboolean range_count(VmsnapDiskView *disk, uint64_t offset, uint64_t length_bytes) {
+    vmsnap_progress_add(disk->progress, offset, length_bytes);
+    return FALSE;
+}
+
+static gboolean range_release(VmsnapDiskView *disk, uint64_t offset, uint64_t length_bytes) {
+    vmsnap_release_note(disk->release, offset, length_bytes);
+    return FALSE;
+}
+
+/* Answers, and counts what is handed out. All extents of the range are known by now. */
+static void request_answer(const Request *request, int error) {
+    const VmsnapReader *reader = request->reader;
+    if (error) {
+        (void)request->done(error, NULL, 0, request->user_data);
+        return;
+    }
+    (void)find_disk_range(reader->layout, request->offset, request->length, range_count);
+    gboolean got = request->done(0, request->pieces, request->n_pieces, request->user_data);
+    if (got && reader->resources->releases)
+        (void)find_disk_range(reader->layout, request->offset, request->length, range_release);
 }
 
 /* Whether a read's buffer comes from the pool. One that is larger than FUSE's requests must be some test's. */
@@ -226,9 +260,7 @@ static void request_part_done(int error, gpointer user_data) {
         request_read_alone(request);
         return;
     }
-    if (!error)
-        note_progress(request->reader->layout, request->offset, request->length);
-    request->done(error, error ? NULL : request->pieces, error ? 0 : request->n_pieces, request->user_data);
+    request_answer(request, error);
     request_free(request);
 }
 
@@ -352,21 +384,32 @@ static void chunk_load(gpointer data, gpointer user_data) {
                        chunk);
 }
 
-void vmsnap_reader_read(VmsnapReader *reader, uint64_t offset, size_t length, VmsnapReadFunc done, gpointer user_data) {
-    uint64_t size_bytes = reader->layout->size_bytes;
-    if (offset >= size_bytes || length == 0) {
-        done(0, NULL, 0, user_data);
-        return;
-    }
+/* @length: as far as the file goes */
+static Request *request_new(VmsnapReader *reader, uint64_t offset, size_t length, VmsnapReadFunc done,
+                            gpointer user_data) {
     Request *request = g_new0(Request, 1);
     request->reader = reader_ref(reader);
     request->offset = offset;
-    request->length = MIN(length, size_bytes - offset);
+    request->length = length;
     request->chunks = g_ptr_array_new_with_free_func(chunk_unref);
     request->parts = 1;
     request->done = done;
     request->user_data = user_data;
+    return request;
+}
 
+void vmsnap_reader_read(VmsnapReader *reader, uint64_t offset, size_t length, VmsnapReadFunc done, gpointer user_data) {
+    uint64_t size_bytes = reader->layout->size_bytes;
+    if (offset >= size_bytes || length == 0) {
+        (void)done(0, NULL, 0, user_data);
+        return;
+    }
+    length = MIN(length, size_bytes - offset);
+    if (reader->resources->releases && find_disk_range(reader->layout, offset, length, range_is_released)) {
+        (void)done(-EIO, NULL, 0, user_data);
+        return;
+    }
+    Request *request = request_new(reader, offset, length, done, user_data);
     g_autoptr(GPtrArray) ahead = g_ptr_array_new();
     request_cut(request);
     request_use_streams(request, ahead);

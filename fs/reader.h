@@ -16,6 +16,7 @@ typedef struct {
     VmsnapBufferPool *demand;       /* for reads that cannot be answered without a buffer */
     VmsnapBufferPool *ahead;        /* for chunks of VMSNAP_READER_CHUNK_BYTES that are fetched ahead */
     const VmsnapThrottle *throttle; /* what the layouts' disks are read by, or NULL */
+    gboolean releases;              /* what is handed out may be released, so that it is read once */
 } VmsnapReaderResources;
 
 typedef struct VmsnapReader VmsnapReader;
@@ -24,8 +25,10 @@ typedef struct VmsnapReader VmsnapReader;
  * VmsnapReadFunc:
  * @error: 0, or -errno; then there are no data
  * @pieces: the data, in their order; valid during the call only
+ *
+ * Returns: whether somebody has got the data: if not, they count as not handed out, and can be read again.
  */
-typedef void (*VmsnapReadFunc)(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data);
+typedef gboolean (*VmsnapReadFunc)(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data);
 
 /** @layout and @resources must outlive the reader and its reads. */
 VmsnapReader *vmsnap_reader_new(const VmsnapLayout *layout, const VmsnapReaderResources *resources);
@@ -34,7 +37,8 @@ VmsnapReader *vmsnap_reader_new(const VmsnapLayout *layout, const VmsnapReaderRe
  * vmsnap_reader_read:
  * @length: may reach beyond the end of the file, and may be 0: as read(2), it then gives less
  *
- * Reads a range. @done is called once, before or after this returns, on this thread or one of a backend. Any thread.
+ * Reads a range. @done is called once, before or after this returns, on this thread or one of a backend. A range of
+ * which something was released fails with -EIO as a whole. Any thread.
  */
 void vmsnap_reader_read(VmsnapReader *reader, uint64_t offset, size_t length, VmsnapReadFunc done, gpointer user_data);
 

@@ -145,8 +145,9 @@ static void session_note_mount(VmsnapSession *session, const char *mount_point) 
         return;
     if (root.stx_mask & STATX_MNT_ID)
         session->mount_id = root.stx_mnt_id;
-    /* Somebody may have mounted another filesystem there by now, one with a device. */
-    if (root.stx_dev_major == 0)
+    /* Somebody may have mounted another filesystem there by now, one with a device. Where files are read once, the
+     * kernel must not read ahead (fs/ops.c). */
+    if (root.stx_dev_major == 0 && !session->ops.view->resources.releases)
         kernel_readahead_raise(&root);
 }
 

@@ -17,6 +17,7 @@ typedef struct {
     uint64_t read_bytes;
     uint64_t dirty_bytes;
     uint64_t hidden_bytes; /* clean, where only changes are shown */
+    uint64_t released_bytes;
     gboolean has_scratch;
     uint64_t scratch_used_bytes;
     uint64_t scratch_left_bytes;
@@ -38,6 +39,8 @@ static DiskStatus disk_status_take(const VmsnapDiskView *view) {
         status.zero_bytes = vmsnap_block_map_count(view->shown, VMSNAP_RANGE_ZERO);
     }
 
+    if (view->release)
+        status.released_bytes = vmsnap_release_get_bytes(view->release);
     status.has_scratch = vmsnap_disk_get_scratch(view->disk, &status.scratch_used_bytes, &status.scratch_left_bytes);
     return status;
 }
@@ -70,6 +73,8 @@ static void add_disk(JsonBuilder *json, const VmsnapDiskView *view) {
     vmsnap_json_add_bytes(json, "zero-bytes", status.zero_bytes);
     vmsnap_json_add_bytes(json, "read", status.read_bytes);
     vmsnap_json_add_bytes(json, "dirty", status.dirty_bytes);
+    if (view->release)
+        vmsnap_json_add_bytes(json, "released", status.released_bytes);
     if (view->disk->since)
         vmsnap_json_add_string(json, "since", view->disk->since);
     if (view->disk->full_reason)
@@ -117,6 +122,10 @@ static void append_disk_line(GString *text, const VmsnapDiskView *view) {
     if (view->disk->since) {
         g_autofree char *dirty = g_format_size_full(status.dirty_bytes, G_FORMAT_SIZE_IEC_UNITS);
         g_string_append_printf(text, ", %s changed since %s", dirty, view->disk->since);
+    }
+    if (view->release) {
+        g_autofree char *released = g_format_size_full(status.released_bytes, G_FORMAT_SIZE_IEC_UNITS);
+        g_string_append_printf(text, ", %s released", released);
     }
     if (view->disk->full_reason)
         g_string_append_printf(text, ", in full: %s", view->disk->full_reason);

@@ -102,6 +102,7 @@ static VmsnapReaderResources resources_new(const VmsnapView *view, const VmsnapV
         .demand = vmsnap_buffer_pool_new(DEMAND_BUFFER_BYTES, MAX_DEMAND_BUFFERS),
         .ahead = vmsnap_buffer_pool_new(VMSNAP_READER_CHUNK_BYTES, (guint)MIN(n_chunks, G_MAXUINT)),
         .throttle = view->throttle,
+        .releases = options->release,
     };
 }
 
@@ -181,8 +182,9 @@ static void view_add_disks(VmsnapView *view) {
     }
 }
 
+/* What is zeroes must be known before it is read, or it would be read from what has been released. */
 static gboolean needs_maps(const VmsnapView *view) {
-    return view->format.format->needs_maps || view->format.only_changed;
+    return view->format.format->needs_maps || view->format.only_changed || view->resources.releases;
 }
 
 static gboolean view_map_changes(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data,
@@ -218,6 +220,11 @@ static void view_list_changes(VmsnapView *view) {
     }
 }
 
+static void view_begin_release(VmsnapView *view) {
+    for (guint i = 0; view->resources.releases && i < view->disks->len; i++)
+        vmsnap_disk_view_begin_release(g_ptr_array_index(view->disks, i));
+}
+
 /* A disk that has not changed since a checkpoint was changed last when it had been by then. */
 static void view_date_disks(VmsnapView *view) {
     for (guint i = 0; i < view->disks->len; i++) {
@@ -243,6 +250,7 @@ gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, 
     if (!view_map_changes(view, interrupted, user_data, error) ||
         !view_map_content(view, interrupted, user_data, error))
         return FALSE;
+    view_begin_release(view);
     view_list_changes(view);
     view_date_disks(view);
     view_add_disks(view);

@@ -12,6 +12,7 @@ typedef struct {
     uint64_t speed_bytes_per_s; /* limit of disk reads, all together; 0 for none */
     VmsnapFormatOptions format;
     gboolean takes_commit; /* .vmsnap/commit takes the order to commit the checkpoint */
+    gboolean release;      /* release what was handed out, of all disks that can be */
 } VmsnapViewOptions;
 
 /** Immutable once started, but for what is atomic; what it points to takes care of itself. */
@@ -64,8 +65,8 @@ void vmsnap_view_stop(VmsnapView *view);
  * @interrupted: called with @user_data now and then, if this blocks
  *
  * Begins to map the disks, and adds their files and the manifest. Blocks until it is known what has changed since a
- * checkpoint, and if the format needs it until the disks are mapped, which otherwise goes on in the background. Once,
- * before the first look at the tree. Returns: FALSE with @error set if that failed; there may still be questions under
- * way then, as after a success: the snapshot ends before the view is freed.
+ * checkpoint, and if the format needs it, or disks are released, until they are mapped, which otherwise goes on in the
+ * background. Once, before the first look at the tree. Returns: FALSE with @error set if that failed; there may still
+ * be questions under way then, as after a success: the snapshot ends before the view is freed.
  */
 gboolean vmsnap_view_start(VmsnapView *view, VmsnapInterruptedFunc interrupted, gpointer user_data, GError **error);

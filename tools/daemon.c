@@ -182,6 +182,7 @@ static VmsnapViewOptions view_options(const VmsnapOptions *options) {
         .speed_bytes_per_s = options->speed_bytes_per_s,
         .format = options->format,
         .takes_commit = options->commit == VMSNAP_COMMIT_EXPLICIT,
+        .release = options->release,
     };
 }
 
@@ -213,6 +214,7 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const Vmsn
         .since = options->since,
         .incremental = options->incremental,
         .keep_checkpoints = options->keep_checkpoints,
+        .release = options->release,
         .check = check_snapshot,
         .check_data = (gpointer)options,
     };

@@ -287,6 +287,13 @@ static gboolean parse_only_changed(VmsnapOptions *options, const char *value, GE
     return TRUE;
 }
 
+static gboolean parse_release(VmsnapOptions *options, const char *value, GError **error) {
+    (void)value;
+    (void)error;
+    options->release = TRUE;
+    return TRUE;
+}
+
 static gboolean parse_ro(VmsnapOptions *options, const char *value, GError **error) {
     (void)value;
     (void)error;
@@ -345,6 +352,7 @@ static const struct {
     {"commit", TRUE, parse_commit},
     {"backing", TRUE, parse_backing},
     {"only_changed", FALSE, parse_only_changed},
+    {"release", FALSE, parse_release},
     {"ro", FALSE, parse_ro},
     {"rw", FALSE, parse_rw},
     {"remount", FALSE, parse_remount},
@@ -479,6 +487,7 @@ static const char help_text[] =
     "  connections=N      NBD connections for each disk (default: 2)\n"
     "  readahead=SIZE     memory for reading ahead (default: 64M, 0 for none)\n"
     "  speed=BYTES/S      limit for reading disks, such as 50M (default: none)\n"
+    "  release            give back what was read: files are read once, the guest pays less\n"
     "\n"
     "End it with umount MOUNTPOINT. See mount.vmsnap(8).\n";
 

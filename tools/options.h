@@ -54,6 +54,7 @@ typedef struct {
     unsigned keep_checkpoints; /* 0 for all */
     VmsnapCommitMode commit;
     gboolean has_commit;
+    gboolean release;
     GString *mount_options; /* for the kernel, comma-separated; may be empty */
     GPtrArray *given;       /* names of the options of -o that are vmsnap's own; static strings */
 } VmsnapOptions;

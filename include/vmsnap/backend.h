@@ -11,6 +11,8 @@
  *   time: as long as nobody but us ends the snapshot. Where somebody else does, reads of that moment may see the
  *   present, since QEMU drops copy-before-write before libvirt drops the export. So what makes a copy good is
  *   vmsnap_snapshot_end().
+ * - What was released is of no instant any more: reads of it fail or give the bytes of the instant, those that were
+ *   under way, too.
  * - A lost snapshot is sticky: after vmsnap_snapshot_break() every read of every disk fails with -EIO, and
  *   vmsnap_snapshot_end() fails.
  * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too. A clean extent is as it
@@ -26,6 +28,13 @@
 
 #include <glib.h>
 #include <stdint.h>
+
+/**
+ * What is released is made of such units, from the beginning of the disk on. QEMU keeps old data by clusters of 64 KiB
+ * or more, and QEMU 7.2, asked to discard a part of one, fails an assertion and ends, guest and all. A whole MiB is
+ * whole clusters, whatever their size.
+ */
+#define VMSNAP_RELEASE_UNIT_BYTES (UINT64_C(1) << 20)
 
 typedef struct VmsnapBackend VmsnapBackend;
 typedef struct VmsnapSnapshot VmsnapSnapshot;
@@ -112,6 +121,7 @@ typedef struct {
     const char *since;              /* name of the one that all changes are to count from, or NULL */
     gboolean incremental;           /* a new one, and since the newest of vmsnap's: as far as possible */
     unsigned keep_checkpoints;      /* how many of vmsnap's stay when a new one is committed, or 0 for all */
+    gboolean release;               /* ranges are to be released; a backend that cannot must refuse */
     VmsnapCheckFunc check;
     gpointer check_data;
 } VmsnapBeginOptions;
@@ -122,8 +132,9 @@ struct VmsnapDisk {
     char *name;               /* target name, "vda" */
     char *source;             /* where the machine keeps it, for people; may be NULL */
     uint64_t size_bytes;
-    char *since;       /* name of the checkpoint that its changes count from; NULL if nobody knows what changed */
-    char *full_reason; /* why nobody knows, although that was asked for; or NULL */
+    gboolean can_release; /* ranges may be given to vmsnap_disk_release() */
+    char *since;          /* name of the checkpoint that its changes count from; NULL if nobody knows what changed */
+    char *full_reason;    /* why nobody knows, although that was asked for; or NULL */
     uint64_t since_size_bytes; /* its size at that checkpoint, or 0 if that is not known, as the next one */
     int64_t since_modified_ns; /* modified_ns at that checkpoint */
     int64_t modified_ns;       /* when it was changed last, as far as is known: set by who has looked at all changes,
@@ -155,8 +166,8 @@ struct VmsnapSnapshot {
  * VmsnapDoneFunc:
  * @error: 0, or -errno
  *
- * Ends a read. A success is reported on another thread, or after the call returned; a failure may be reported on this
- * one before it returns. Must not block; may begin further reads.
+ * Ends a read or a release. A success is reported on another thread, or after the call returned; a failure may be
+ * reported on this one before it returns. Must not block; may begin further reads.
  */
 typedef void (*VmsnapDoneFunc)(int error, gpointer user_data);
 
@@ -206,6 +217,7 @@ typedef struct {
  * @read: see vmsnap_disk_read()
  * @extents: see vmsnap_disk_extents()
  * @scratch: see vmsnap_disk_get_scratch(); may be NULL
+ * @release: see vmsnap_disk_release(); may be NULL where no disk can be released
  */
 struct VmsnapBackend {
     const char *name;
@@ -224,6 +236,7 @@ struct VmsnapBackend {
     void (*extents)(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
                     VmsnapExtentsFunc done, gpointer user_data);
     gboolean (*scratch)(VmsnapDisk *disk, uint64_t *ret_used_bytes, uint64_t *ret_left_bytes);
+    void (*release)(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done, gpointer user_data);
 };
 
 /** Returns: (transfer full): @source, with paths in it that do not depend on the current directory. */
@@ -269,9 +282,10 @@ gboolean vmsnap_snapshot_start(VmsnapSnapshot *snapshot, GError **error);
  * @commit: whether its checkpoint is to stay, if the snapshot is whole: what was copied is safe, and the next backup
  * may rest on it. Otherwise the checkpoint is deleted
  *
- * Ends the snapshot and notes its outcome in the record. Reads in flight and later ones fail with -EIO; when this
- * returns their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, if its
- * checkpoint could not be committed, or if the machine could not be left as it was: the message then says what remains.
+ * Ends the snapshot and notes its outcome in the record. Reads and releases in flight and later ones fail with -EIO;
+ * when this returns their callbacks have been called. Blocks. Returns: FALSE with @error set if the snapshot broke, if
+ * its checkpoint could not be committed, or if the machine could not be left as it was: the message then says what
+ * remains.
  */
 gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, GError **error);
 
@@ -340,6 +354,17 @@ void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t of
  */
 void vmsnap_disk_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
                          VmsnapExtentsFunc done, gpointer user_data);
+
+/**
+ * vmsnap_disk_release:
+ * @disk: one that can_release
+ * @length: more than 0 and at most 1 GiB; the range must be of whole VMSNAP_RELEASE_UNIT_BYTES, and end before the last
+ *   unit of the disk, even if that is a whole one: there others go on looking whether the snapshot is still kept
+ *
+ * Gives a range back: from the call on, reads of it may fail, and what the guest overwrites there need not be kept. To
+ * fail is no harm to the snapshot. Does not block. Any thread.
+ */
+void vmsnap_disk_release(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done, gpointer user_data);
 
 /**
  * vmsnap_disk_get_scratch:

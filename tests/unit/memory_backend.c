@@ -8,11 +8,13 @@
 #include <string.h>
 
 #define N_THREADS 2
+#define UNIT_BYTES VMSNAP_RELEASE_UNIT_BYTES
 
 typedef struct {
     VmsnapDisk base;
-    GArray *extents; /* of VmsnapExtent, owned */
-    GArray *changes; /* the same, or NULL */
+    GArray *extents;      /* of VmsnapExtent, owned */
+    GArray *changes;      /* the same, or NULL */
+    GHashTable *released; /* set of units, from 1, that were asked for; NULL where they cannot be; guarded by lock */
     uint64_t seed;
     uint64_t scratch_used_bytes; /* both 0 where it has none */
     uint64_t scratch_left_bytes;
@@ -20,11 +22,11 @@ typedef struct {
 
 typedef struct {
     MemoryDisk *disk;
-    const GArray *extents; /* NULL in a read */
-    uint8_t *buffer;       /* NULL in a question for extents */
+    const GArray *extents; /* in a question for extents */
+    uint8_t *buffer;       /* in a read; a release has neither */
     uint64_t length;
     uint64_t offset;
-    VmsnapDoneFunc read_done;
+    VmsnapDoneFunc done;
     VmsnapExtentsFunc extents_done;
     gpointer user_data;
     int error;
@@ -39,7 +41,9 @@ typedef struct {
     GPtrArray *calls; /* of Call, owned, that wait for a thread; guarded by lock, as all below */
     MemoryCounts counts;
     GRand *random;
+    GPtrArray *held_releases; /* of Call, owned, that wait for more than that */
     gboolean held;
+    gboolean releases_held;
     gboolean ended;
 } MemorySnapshot;
 
@@ -99,18 +103,36 @@ static void answer_extents(const Call *call, const MemoryFaults *faults) {
 }
 
 static void answer(MemorySnapshot *snapshot, Call *call) {
-    if (!call->buffer) {
+    if (call->extents) {
         answer_extents(call, &snapshot->faults);
     } else {
-        if (!call->error)
+        if (call->buffer && !call->error)
             memory_disk_expand(&call->disk->base, call->buffer, call->length, call->offset);
-        call->read_done(call->error, call->user_data);
+        call->done(call->error, call->user_data);
     }
     g_free(call);
     g_mutex_lock(&snapshot->lock);
     snapshot->counts.outstanding--;
     g_cond_broadcast(&snapshot->changed);
     g_mutex_unlock(&snapshot->lock);
+}
+
+/* Whether a range touches what was released, or all of it was. */
+static gboolean released_locked(const MemoryDisk *disk, uint64_t offset, uint64_t length, gboolean all) {
+    if (!disk->released)
+        return FALSE;
+    for (uint64_t unit = offset / UNIT_BYTES; unit <= (offset + length - 1) / UNIT_BYTES; unit++)
+        if (g_hash_table_contains(disk->released, GSIZE_TO_POINTER(unit + 1)) != all)
+            return !all;
+    return all;
+}
+
+/* A read that began before the release may fail as well as one that comes after it. */
+static void call_meet_release_locked(MemorySnapshot *snapshot, Call *call) {
+    if (!call->buffer || !released_locked(call->disk, call->offset, call->length, FALSE))
+        return;
+    if (!snapshot->faults.read_released)
+        call->error = -EIO;
 }
 
 static gpointer answer_thread(gpointer data) {
@@ -123,6 +145,7 @@ static gpointer answer_thread(gpointer data) {
             break;
         guint any = (guint)g_rand_int_range(snapshot->random, 0, (gint32)snapshot->calls->len);
         Call *call = g_ptr_array_steal_index_fast(snapshot->calls, any);
+        call_meet_release_locked(snapshot, call);
         if (snapshot->ended)
             call->error = -EIO;
         gulong delay_us = (gulong)g_rand_int_range(snapshot->random, 0, (gint32)snapshot->faults.max_delay_us + 1);
@@ -141,26 +164,55 @@ static gboolean touches_bad_range(const Call *call, const MemoryFaults *faults) 
            faults->bad_offset < call->offset + call->length;
 }
 
+static gboolean is_release(const Call *call) {
+    return !call->buffer && !call->extents;
+}
+
+/* Returns: whether it fails. */
+static gboolean note_release_locked(MemorySnapshot *snapshot, const Call *call) {
+    MemoryDisk *disk = call->disk;
+    g_assert_nonnull(disk->released);
+    g_assert_cmpuint(call->offset % UNIT_BYTES + call->length % UNIT_BYTES, ==, 0);
+    g_assert_cmpuint(call->offset + call->length, <, disk->base.size_bytes);
+    g_assert_false(released_locked(disk, call->offset, call->length, FALSE));
+    for (uint64_t offset = call->offset; offset < call->offset + call->length; offset += UNIT_BYTES)
+        (void)g_hash_table_add(disk->released, GSIZE_TO_POINTER(offset / UNIT_BYTES + 1));
+    snapshot->counts.releases++;
+    snapshot->counts.released_bytes += call->length;
+    snapshot->counts.max_release_bytes = MAX(snapshot->counts.max_release_bytes, call->length);
+    return snapshot->counts.releases == snapshot->faults.fail_release;
+}
+
+static void note_read_locked(MemorySnapshot *snapshot, const Call *call, uint64_t zero_bytes) {
+    snapshot->counts.reads++;
+    snapshot->counts.bytes += call->length;
+    snapshot->counts.zero_bytes_read += zero_bytes;
+    if (released_locked(call->disk, call->offset, call->length, FALSE))
+        snapshot->counts.released_read_bytes += call->length;
+}
+
 static void submit(Call *call) {
     MemorySnapshot *snapshot = (MemorySnapshot *)call->disk->base.snapshot;
     const MemoryFaults *faults = &snapshot->faults;
     uint64_t zero_bytes = call->buffer ? extents_count_zero(call->disk->extents, call->offset, call->length) : 0;
 
     g_mutex_lock(&snapshot->lock);
-    snapshot->counts.reads += call->buffer != NULL;
-    snapshot->counts.questions += call->buffer == NULL;
-    snapshot->counts.bytes += call->buffer ? call->length : 0;
-    snapshot->counts.zero_bytes_read += zero_bytes;
+    gboolean release = is_release(call);
+    if (call->buffer)
+        note_read_locked(snapshot, call, zero_bytes);
+    snapshot->counts.questions += call->extents != NULL;
     snapshot->counts.outstanding++;
     unsigned number = snapshot->counts.reads + snapshot->counts.questions;
     gboolean fails =
         faults->fail_call && (faults->fail_rest ? number >= faults->fail_call : number == faults->fail_call);
     fails |= touches_bad_range(call, faults);
+    if (release)
+        fails = note_release_locked(snapshot, call);
     if (fails || snapshot->ended)
         call->error = -EIO;
     gboolean at_once = snapshot->ended || (fails && faults->fail_at_once);
     if (!at_once)
-        g_ptr_array_add(snapshot->calls, call);
+        g_ptr_array_add(release && snapshot->releases_held ? snapshot->held_releases : snapshot->calls, call);
     g_cond_broadcast(&snapshot->changed);
     g_mutex_unlock(&snapshot->lock);
     if (at_once)
@@ -174,7 +226,7 @@ static void memory_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t 
                    .buffer = buffer,
                    .length = length,
                    .offset = offset,
-                   .read_done = done,
+                   .done = done,
                    .user_data = user_data};
     submit(call);
 }
@@ -192,6 +244,21 @@ static void memory_extents(VmsnapDisk *base, VmsnapExtentsQuestion question, uin
     submit(call);
 }
 
+static void memory_release(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done,
+                           gpointer user_data) {
+    Call *call = g_new0(Call, 1);
+    *call =
+        (Call){.disk = (MemoryDisk *)disk, .length = length, .offset = offset, .done = done, .user_data = user_data};
+    submit(call);
+}
+
+static void let_releases_go_locked(MemorySnapshot *snapshot) {
+    snapshot->releases_held = FALSE;
+    while (snapshot->held_releases->len > 0)
+        g_ptr_array_add(snapshot->calls, g_ptr_array_steal_index(snapshot->held_releases, 0));
+    g_cond_broadcast(&snapshot->changed);
+}
+
 static gboolean memory_end(VmsnapSnapshot *base, gboolean aborted, gboolean commit, GError **error) {
     (void)aborted;
     (void)commit;
@@ -199,6 +266,7 @@ static gboolean memory_end(VmsnapSnapshot *base, gboolean aborted, gboolean comm
     MemorySnapshot *snapshot = (MemorySnapshot *)base;
     g_mutex_lock(&snapshot->lock);
     snapshot->ended = TRUE;
+    let_releases_go_locked(snapshot);
     g_cond_broadcast(&snapshot->changed);
     g_mutex_unlock(&snapshot->lock);
     for (int i = 0; i < N_THREADS; i++)
@@ -212,9 +280,11 @@ static void memory_free(VmsnapSnapshot *base) {
         MemoryDisk *disk = g_ptr_array_index(base->disks, i);
         g_array_unref(disk->extents);
         g_clear_pointer(&disk->changes, g_array_unref);
+        g_clear_pointer(&disk->released, g_hash_table_unref);
     }
     vmsnap_snapshot_clear(base);
     g_ptr_array_unref(snapshot->calls);
+    g_ptr_array_unref(snapshot->held_releases);
     g_rand_free(snapshot->random);
     g_cond_clear(&snapshot->changed);
     g_mutex_clear(&snapshot->lock);
@@ -241,6 +311,7 @@ static const VmsnapBackend memory_backend = {
     .read = memory_read,
     .extents = memory_extents,
     .scratch = memory_scratch,
+    .release = memory_release,
 };
 
 VmsnapSnapshot *memory_snapshot_new(const MemoryFaults *faults) {
@@ -255,6 +326,7 @@ VmsnapSnapshot *memory_snapshot_new(const MemoryFaults *faults) {
     g_mutex_init(&snapshot->lock);
     g_cond_init(&snapshot->changed);
     snapshot->calls = g_ptr_array_new();
+    snapshot->held_releases = g_ptr_array_new();
     snapshot->random = g_rand_new_with_seed((guint32)g_test_rand_int());
     for (int i = 0; i < N_THREADS; i++)
         snapshot->threads[i] = g_thread_new("memory-backend", answer_thread, snapshot);
@@ -280,6 +352,20 @@ void memory_disk_set_changes(VmsnapDisk *base, const char *since, GArray *change
     disk->changes = changes;
 }
 
+void memory_disk_allow_release(VmsnapDisk *base) {
+    MemoryDisk *disk = (MemoryDisk *)base;
+    base->can_release = TRUE;
+    disk->released = g_hash_table_new(NULL, NULL);
+}
+
+gboolean memory_disk_is_released(VmsnapDisk *disk, uint64_t offset, uint64_t length) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)disk->snapshot;
+    g_mutex_lock(&snapshot->lock);
+    gboolean released = released_locked((MemoryDisk *)disk, offset, length, TRUE);
+    g_mutex_unlock(&snapshot->lock);
+    return released;
+}
+
 void memory_snapshot_hold(VmsnapSnapshot *base) {
     MemorySnapshot *snapshot = (MemorySnapshot *)base;
     g_mutex_lock(&snapshot->lock);
@@ -292,6 +378,20 @@ void memory_snapshot_release(VmsnapSnapshot *base) {
     g_mutex_lock(&snapshot->lock);
     snapshot->held = FALSE;
     g_cond_broadcast(&snapshot->changed);
+    g_mutex_unlock(&snapshot->lock);
+}
+
+void memory_snapshot_hold_releases(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    snapshot->releases_held = TRUE;
+    g_mutex_unlock(&snapshot->lock);
+}
+
+void memory_snapshot_release_releases(VmsnapSnapshot *base) {
+    MemorySnapshot *snapshot = (MemorySnapshot *)base;
+    g_mutex_lock(&snapshot->lock);
+    let_releases_go_locked(snapshot);
     g_mutex_unlock(&snapshot->lock);
 }
 

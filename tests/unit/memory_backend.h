@@ -17,6 +17,8 @@ typedef struct {
     unsigned max_delay_us;     /* answers take up to this long */
     uint64_t max_answer_bytes; /* an answer about extents covers at most this much; 0: no limit */
     gboolean say_nothing;      /* an answer about extents is one extent without length */
+    unsigned fail_release;     /* this release, counted from 1, fails with -EIO; 0: none */
+    gboolean read_released;    /* reads of what was released still give the bytes */
 } MemoryFaults;
 
 typedef struct {
@@ -25,6 +27,10 @@ typedef struct {
     unsigned outstanding;     /* calls whose callback has not returned */
     uint64_t bytes;           /* that data reads asked for, those that failed too */
     uint64_t zero_bytes_read; /* bytes of zero extents that data reads asked for */
+    unsigned releases;
+    uint64_t released_bytes;      /* that releases asked for, those that failed too */
+    uint64_t max_release_bytes;   /* the longest of them */
+    uint64_t released_read_bytes; /* of reads that asked for something that had been released */
 } MemoryCounts;
 
 /** @faults: or NULL for none */
@@ -44,6 +50,10 @@ void memory_disk_set_changes(VmsnapDisk *disk, const char *since, GArray *change
 void memory_snapshot_hold(VmsnapSnapshot *snapshot);
 void memory_snapshot_release(VmsnapSnapshot *snapshot);
 
+/** The same for releases alone: reads are answered meanwhile. */
+void memory_snapshot_hold_releases(VmsnapSnapshot *snapshot);
+void memory_snapshot_release_releases(VmsnapSnapshot *snapshot);
+
 MemoryCounts memory_snapshot_count(VmsnapSnapshot *snapshot);
 
 /** Waits until no call is outstanding; what a callback began counts too. Nothing may be held. */
@@ -51,6 +61,13 @@ void memory_snapshot_wait_idle(VmsnapSnapshot *snapshot);
 
 /** Ends the snapshot, whose views are freed afterwards by the caller, and checks that every callback was called. */
 void memory_snapshot_end(VmsnapSnapshot *snapshot);
+
+/** From now on the disk can be released. Ranges must be such as include/vmsnap/backend.h asks for, and each only once.
+ */
+void memory_disk_allow_release(VmsnapDisk *disk);
+
+/** Returns: whether the release of a whole range was asked for. */
+gboolean memory_disk_is_released(VmsnapDisk *disk, uint64_t offset, uint64_t length);
 
 /** What the disk tells of its scratch from now on. Before, it has none. */
 void memory_disk_set_scratch(VmsnapDisk *disk, uint64_t used_bytes, uint64_t left_bytes);

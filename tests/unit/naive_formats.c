@@ -62,12 +62,13 @@ void naive_read(const VmsnapLayout *layout, uint64_t offset, size_t length, uint
     g_assert_cmpint(reading.error, ==, 0);
 }
 
-static void reading_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
+static gboolean reading_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
     Reading *reading = user_data;
     reading->error = error;
     for (guint i = 0; i < n_pieces; i++)
         g_byte_array_append(reading->data, pieces[i].iov_base, (guint)pieces[i].iov_len);
     latch_count(&reading->called);
+    return error == 0;
 }
 
 GByteArray *naive_reader_read(VmsnapReader *reader, uint64_t offset, size_t length) {

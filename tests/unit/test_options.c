@@ -74,7 +74,7 @@ static void test_a_bare_command_has_the_defaults(void) {
     g_assert_cmpuint(options->freeze_timeout_ms, ==, 5000);
     g_assert_cmpuint(options->scratch_reserve_bytes, ==, 512 << 20);
     g_assert_cmpuint(options->scratch_max_bytes, ==, 0);
-    g_assert_false(options->read_only || options->cleanup);
+    g_assert_false(options->read_only || options->release || options->cleanup);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
     g_assert_true(options->format.format == &vmsnap_format_raw);
     g_assert_null(options->config_paths);
@@ -84,7 +84,7 @@ static void test_own_options_are_read(void) {
     g_autoptr(VmsnapOptions) options = parse_string(
         "connect=qemu:///session,disks=vda:vdb,exclude=sda,scratch=/srv/scratch,uid=1000,gid=1001,"
         "mode=0440,allow_other,timeout=7,connections=5,readahead=3M,speed=4K,ro,quiesce=try,freeze_timeout=9,"
-        "scratch_reserve=2G,scratch_max=10G");
+        "scratch_reserve=2G,scratch_max=10G,release");
     g_assert_cmpstr(options->connect_uri, ==, "qemu:///session");
     g_assert_cmpstrv(options->disks, ((const char *[]){"vda", "vdb", NULL}));
     g_assert_cmpstrv(options->exclude, ((const char *[]){"sda", NULL}));
@@ -101,7 +101,7 @@ static void test_own_options_are_read(void) {
     g_assert_cmpuint(options->freeze_timeout_ms, ==, 9000);
     g_assert_cmpuint(options->scratch_reserve_bytes, ==, UINT64_C(2) << 30);
     g_assert_cmpuint(options->scratch_max_bytes, ==, UINT64_C(10) << 30);
-    g_assert_true(options->read_only);
+    g_assert_true(options->read_only && options->release);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
 }
 
@@ -344,6 +344,8 @@ static void test_bad_values_are_refused_by_name(void) {
         {"readahead=1025G", "readahead=1025G"},
         {"readahead=2T", "readahead=2T"},
         {"readahead=16777216T", "readahead=16777216T"},
+        {"release=1", "release=1"},
+        {"release=", "release="},
         {"speed", "'speed'"},
         {"speed=", "'speed'"},
         {"speed=fast", "speed=fast"},
@@ -640,7 +642,7 @@ static void test_help_is_printed(void) {
     g_test_trap_subprocess(NULL, 0, 0);
     g_test_trap_assert_passed();
     g_test_trap_assert_stdout(
-        "*SOURCE MOUNTPOINT*connect=URI*disks=*exclude=*scratch=*timeout=*connections=*readahead=*speed=*");
+        "*SOURCE MOUNTPOINT*connect=URI*disks=*exclude=*scratch=*timeout=*connections=*readahead=*speed=* release *");
 }
 
 static void test_missing_and_surplus_operands_are_refused(void) {

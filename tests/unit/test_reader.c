@@ -92,7 +92,7 @@ typedef struct {
     GByteArray *data;
 } Reading;
 
-static void reading_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
+static gboolean reading_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
     Reading *reading = user_data;
     reading->error = error;
     if (error)
@@ -102,6 +102,7 @@ static void reading_done(int error, const struct iovec *pieces, guint n_pieces, 
         g_byte_array_append(reading->data, pieces[i].iov_base, (guint)pieces[i].iov_len);
     }
     latch_count(&reading->called);
+    return error == 0;
 }
 
 static void reading_start(Reading *reading, VmsnapReader *reader, uint64_t offset, size_t length) {

@@ -2,6 +2,7 @@
 /* The promises that backend.c keeps for every backend: a lost snapshot stays lost, and nobody gets by that. */
 #include "vmsnap/backend.h"
 
+#include "config.h"
 #include "extents.h"
 #include "latch.h"
 #include "memory_backend.h"
@@ -171,6 +172,94 @@ static void test_a_source_of_no_known_kind_is_a_usage_error(void) {
     g_assert_nonnull(strstr(error->message, "'gopher://localhost/vm1'"));
 }
 
+static int release_error(VmsnapDisk *disk, uint64_t offset, uint64_t length) {
+    Answer answer = {0};
+    latch_init(&answer.called);
+    vmsnap_disk_release(disk, offset, length, read_done, &answer);
+    latch_wait(&answer.called, 1);
+    latch_clear(&answer.called);
+    return answer.error;
+}
+
+static VmsnapDisk *disk_new_to_release(uint64_t size_bytes) {
+    VmsnapSnapshot *snapshot = memory_snapshot_new(NULL);
+    VmsnapDisk *disk = memory_snapshot_add_disk(snapshot, "vda", extents_alternate(size_bytes, size_bytes));
+    memory_disk_allow_release(disk);
+    return disk;
+}
+
+static void test_what_was_released_is_read_no_more(void) {
+    VmsnapDisk *disk = disk_new_to_release(4 * VMSNAP_RELEASE_UNIT_BYTES);
+    uint8_t byte;
+    g_assert_cmpint(release_error(disk, VMSNAP_RELEASE_UNIT_BYTES, 2 * VMSNAP_RELEASE_UNIT_BYTES), ==, 0);
+    g_assert_cmpint(read_error(disk, &byte, 1, VMSNAP_RELEASE_UNIT_BYTES - 1), ==, 0);
+    g_assert_cmpint(read_error(disk, &byte, 1, VMSNAP_RELEASE_UNIT_BYTES), ==, -EIO);
+    g_assert_cmpint(read_error(disk, &byte, 1, 3 * VMSNAP_RELEASE_UNIT_BYTES), ==, 0);
+    g_assert_false(vmsnap_snapshot_is_broken(disk->snapshot));
+    snapshot_clear(disk->snapshot);
+}
+
+static void test_after_a_break_or_the_end_nothing_is_released(void) {
+    for (int ends = 0; ends < 2; ends++) {
+        VmsnapDisk *disk = disk_new_to_release(2 * VMSNAP_RELEASE_UNIT_BYTES);
+        if (ends)
+            memory_snapshot_end(disk->snapshot);
+        else
+            vmsnap_snapshot_break(disk->snapshot, "the guest was stopped");
+        g_assert_cmpint(release_error(disk, 0, VMSNAP_RELEASE_UNIT_BYTES), ==, -EIO);
+        if (!ends)
+            memory_snapshot_end(disk->snapshot);
+        vmsnap_snapshot_free(disk->snapshot);
+    }
+}
+
+/* The last unit is never released, be it a whole one or not. */
+static const struct {
+    uint64_t size_bytes;
+    uint64_t offset;
+    uint64_t length;
+} no_ranges[] = {
+    {4 << 20, 3 << 20, 1 << 20}, {4 << 20, 0, 4 << 20}, {(4 << 20) + 1, 3 << 20, (1 << 20) + 1},
+    {4 << 20, 1 << 19, 1 << 20}, {4 << 20, 0, 3 << 19}, {4 << 20, 0, 0},
+    {4 << 20, 4 << 20, 1 << 20}, {1 << 20, 0, 1 << 20}, {UINT64_C(3) << 30, 0, (1 << 30) + (1 << 20)},
+};
+
+static void release_no_range(gconstpointer data) {
+    size_t i = GPOINTER_TO_SIZE(data);
+    VmsnapDisk *disk = disk_new_to_release(no_ranges[i].size_bytes);
+    (void)release_error(disk, no_ranges[i].offset, no_ranges[i].length);
+}
+
+static char *name_no_range(size_t i) {
+    return g_strdup_printf("/snapshot/subprocess/release-no-range-%zu", i);
+}
+
+static void test_only_whole_units_are_released(void) {
+    for (size_t i = 0; i < G_N_ELEMENTS(no_ranges); i++) {
+        g_autofree char *name = name_no_range(i);
+        g_test_trap_subprocess(name, 0, 0);
+        g_test_trap_assert_failed();
+        g_test_trap_assert_stderr("*backend.c*assertion failed*");
+    }
+}
+
+static void add_no_ranges(void) {
+    for (size_t i = 0; i < G_N_ELEMENTS(no_ranges); i++) {
+        g_autofree char *name = name_no_range(i);
+        g_test_add_data_func(name, GSIZE_TO_POINTER(i), release_no_range);
+    }
+}
+
+#ifdef HAVE_LIBVIRT
+static void test_who_cannot_release_refuses(void) {
+    g_autoptr(GError) error = NULL;
+    VmsnapBeginOptions options = {.source = "vm1", .connections = 1, .release = TRUE};
+    g_assert_null(vmsnap_snapshot_begin(&options, &error));
+    g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE);
+    g_assert_true(g_str_has_prefix(error->message, "failed to use option 'release': "));
+}
+#endif
+
 static void test_free_takes_null(void) {
     vmsnap_snapshot_free(NULL);
 }
@@ -186,6 +275,14 @@ int main(int argc, char **argv) {
     g_test_add_func("/snapshot/what-is-added-is-kept", test_what_is_added_is_kept);
     g_test_add_func("/snapshot/a-source-of-no-known-kind-is-a-usage-error",
                     test_a_source_of_no_known_kind_is_a_usage_error);
+    g_test_add_func("/snapshot/what-was-released-is-read-no-more", test_what_was_released_is_read_no_more);
+    g_test_add_func("/snapshot/after-a-break-or-the-end-nothing-is-released",
+                    test_after_a_break_or_the_end_nothing_is_released);
+    g_test_add_func("/snapshot/only-whole-units-are-released", test_only_whole_units_are_released);
+    add_no_ranges();
+#ifdef HAVE_LIBVIRT
+    g_test_add_func("/snapshot/who-cannot-release-refuses", test_who_cannot_release_refuses);
+#endif
     g_test_add_func("/snapshot/free-takes-null", test_free_takes_null);
     return g_test_run();
 }
