@@ -199,6 +199,7 @@ class Vm:
         self.user = user
         self.agent = agent
         self.uri = 'qemu:///session' if user else 'qemu:///system'
+        self.mount_options = f'connect={self.uri}' if user else ''  # without which it is not found
         self.directory = make_directory(self.name, user)
         self.console = self.directory / 'console.log'
         self.images = {f'vd{chr(ord("a") + i)}': self.directory / f'vd{chr(ord("a") + i)}.{disk.format}'
@@ -556,7 +557,7 @@ def left_behind(vm, known=None):
 
 class Mount:
     """
-    A machine's snapshot, mounted by the real mount.vmsnap on a new directory:
+    A machine's snapshot (or what a Server of servers.py exports, which is asked for the same), mounted by the real mount.vmsnap on a new directory:
 
         with Mount(vm, 'allow_other') as mount:
             ... mount / 'vda.raw' ...
@@ -567,7 +568,7 @@ class Mount:
     def __init__(self, vm, options=''):
         self.vm = vm
         self.point = make_directory(f'mount-{uuid.uuid4().hex[:8]}', vm.user)
-        self.options = ','.join(filter(None, (f'connect={vm.uri}' if vm.user else '', options)))
+        self.options = ','.join(filter(None, (vm.mount_options, options)))
         self.said = ''  # by the command that mounted it, on stderr
         self._before = left_behind(vm)
 
