@@ -557,12 +557,13 @@ def left_behind(vm, known=None):
 
 class Mount:
     """
-    A machine's snapshot (or what a Server of servers.py exports, which is asked for the same), mounted by the real mount.vmsnap on a new directory:
+    A machine's snapshot, mounted by the real mount.vmsnap on a new directory:
 
         with Mount(vm, 'allow_other') as mount:
             ... mount / 'vda.raw' ...
 
-    At the end it is unmounted, nothing may be left of it, and the guest must be as it was.
+    At the end it is unmounted, nothing may be left of it, and the guest must be as it was. VM need not be a Vm: a server
+    (servers.py) has the same methods as far as they are used here.
     """
 
     def __init__(self, vm, options=''):

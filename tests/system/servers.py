@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-NBD servers that tests mount. To lib.Mount and lib.TestCase they are what a lib.Vm is: something with a name to mount by,
-which must be as it was at the end.
+NBD servers that tests mount. To lib.Mount and lib.TestCase they are what a lib.Vm is: something with a name to mount
+by, which must be as it was at the end.
 """
 
 import contextlib
@@ -64,9 +64,8 @@ class Server:
     def _listens(self):
         if self._process.poll() is not None:
             raise AssertionError(f'{self._process.args} has ended')
-        family, address = (socket.AF_INET, ('127.0.0.1', self.port)) if self.port else (socket.AF_UNIX, str(self.socket))
-        with socket.socket(family) as client, contextlib.suppress(OSError):
-            client.connect(address)
+        with socket.socket(socket.AF_INET if self.port else socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(('127.0.0.1', self.port) if self.port else str(self.socket))
             return True
 
     def start(self):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-Exports of NBD servers that somebody else has begun: real qemu-nbd, nbdkit, and a backup job of libvirt's. What is read is
-what they serve, whatever happens to them is an error in time, and they are left as they were.
+Exports of NBD servers that somebody else has begun: real qemu-nbd, nbdkit, and a backup job of libvirt's. What is read
+is what they serve, whatever happens to them is an error in time, and they are left as they were.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from lib import MIB, Mount, complaint, run
 from servers import Exports, Nbdkit, QemuNbd
 
 # In the region that faults.Readers read, and with holes between.
-IO = tuple(f'write -P {1 + at % 250} {at}M {64 + at}k' for at in range(0, 24)) + ('write -z 30M 1M', 'write -P 7 47M 1M')
+IO = (*(f'write -P {1 + at} {at}M {64 + at}k' for at in range(24)), 'write -z 30M 1M', 'write -P 7 47M 1M')
 SIZE = 48 * MIB
 
 LOST = 'the server closed the NBD connection'
@@ -60,8 +60,8 @@ class TestCase(lib.TestCase):
     def check_umount_says(self, mount, says):
         """umount tells in one line that the server has failed, and nothing of libvirt."""
         line = complaint('umount', mount.point, status=32, user=self.vm.user)
-        self.assertRegex(line, f"^umount.fuse.vmsnap: failed to keep the snapshot of '.*': .*{says}.*; do not trust what "
-                               f"was copied from '{mount.point}'$")
+        self.assertRegex(line, f"^umount.fuse.vmsnap: failed to keep the snapshot of '.*': .*{says}.*; do not trust "
+                               f"what was copied from '{mount.point}'$")
         self.assertNotRegex(line, 'libvirt|domain|virsh|guest|QEMU')
         mount.wait_ended()
         mount.point.rmdir()
@@ -216,7 +216,7 @@ class Qemu(TestCase):
         nowhere, file = self.vm.directory / 'nowhere', self.vm.keys
         for source, says in (
                 (self.vm.uri('nope'), "NBD export 'nope' on '.*nope.*': .*No such file.*; see whether the server"),
-                (self.vm.uri(socket_path=nowhere), f"socket '{nowhere}' of .*: No such file.*; see whether the server runs"),
+                (self.vm.uri(socket_path=nowhere), f"socket '{nowhere}' of .*: No such file.*; see whether"),
                 (self.vm.uri(socket_path=file), f"socket '{file}' of .*: Socket operation on non-socket"),
                 ('nbd+unix:///', "'nbd\\+unix:///': .*socket="),
                 ('nbd://127.0.0.1:1', "'nbd://127.0.0.1:1': .*Connection refused; see whether the server runs"),
@@ -354,7 +354,7 @@ class Ways(TestCase):
                 self.check_read(server.start())
 
     def test_without_a_key(self):
-        self.assert_refused(".*'nbds://127.0.0.1:10809': .*; see whether the server .*", source='nbds://127.0.0.1:10809')
+        self.assert_refused(".*'nbds://127.0.0.1:10809': .*; see whether .*", source='nbds://127.0.0.1:10809')
 
     def test_without_tls(self):
         self.assert_refused(".*'nbd://127.0.0.1:10809': .*it lists no export; .*; see whether .* speaks TLS .*",
