@@ -3,7 +3,8 @@
 """
 What is compared, and how a command is measured: a mount of vmsnap, and the others that read the export of the same job.
 
-A Session is one backup job: that of a vmsnap mount. An Arena has at most one at a time, as a machine can.
+A Session is one backup job: that of a vmsnap mount. An Arena has at most one at a time, as a machine can. In the place of
+a machine there may be an NBD server (servers.py), which begins nothing.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import lib
 from lib import Mount, run, wait_until
+from servers import Server
 
 # Their names in the report.
 VMSNAP, NBDCOPY, NBDFUSE, QEMU_FUSE = 'vmsnap', 'nbdcopy', 'nbdfuse', 'QEMU FUSE'
@@ -39,7 +41,8 @@ def cpu_seconds(pid):
 
 
 def qemu_pid(vm):
-    return int(Path(f'/run/libvirt/qemu/{vm.name}.pid').read_text())
+    """Who serves the disks."""
+    return vm.pid if isinstance(vm, Server) else int(Path(f'/run/libvirt/qemu/{vm.name}.pid').read_text())
 
 
 def time_commands(vm, commands, servers=()):
@@ -140,8 +143,7 @@ class Session:
             lib.read_all(self.vm.images[disk])
         self.mount = make_mount(self.vm, self.disks, self.options)
         self._stack.enter_context(self.mount)
-        record = Path('/run/vmsnap') / f'{self.mount.status()["uuid"]}.json'
-        self.socket = json.loads(record.read_text())['socket']
+        self.socket = self._find_socket()
         manifest = json.loads((self.mount / 'manifest.json').read_text())
         self._files[VMSNAP] = Files({disk['name']: self.mount / disk['file'] for disk in manifest['disks']},
                                     [self.mount.daemon()])
@@ -149,6 +151,12 @@ class Session:
 
     def __exit__(self, *failure):
         return self._stack.__exit__(*failure)
+
+    def _find_socket(self):
+        if isinstance(self.vm, Server):
+            return self.vm.socket
+        record = Path('/run/vmsnap') / f'{self.mount.status()["uuid"]}.json'
+        return json.loads(record.read_text())['socket']
 
     def files(self, name):
         """The disks as files, by vmsnap or a bridge, with nothing of them in the kernel's memory."""

@@ -106,17 +106,21 @@ class Server:
 
 
 class QemuNbd(Server):
-    """A qcow2 image, exported by the real qemu-nbd. IO are commands of qemu-io(1) that make its content."""
+    """
+    A qcow2 image, exported by the real qemu-nbd, as the export NAMED or one without a name. IO are commands of qemu-io(1)
+    that make its content.
+    """
 
-    def __init__(self, size, io=(), options=(), **how):
-        super().__init__('qemu-nbd', '--read-only', '--persistent', '--shared=0', '--format=qcow2', *options,
+    def __init__(self, size, io=(), named='', **how):
+        super().__init__('qemu-nbd', '--read-only', '--persistent', '--shared=0', '--format=qcow2',
                          *(('--bind=127.0.0.1', '--port={port}') if how.get('port') else ('--socket={socket}',)),
-                         '{image}', **how)
+                         f'--export-name={named}', '{image}', **how)
         image = self.directory / 'image.qcow2'
         run('qemu-img', 'create', '-q', '-f', 'qcow2', image, size)
-        run('qemu-io', '-f', 'qcow2', *(word for command in io for word in ('-c', command)), image)
+        if io:
+            run('qemu-io', '-f', 'qcow2', *(word for command in io for word in ('-c', command)), image)
         self._command = [str(word).replace('{image}', str(image)) for word in self._command]
-        self.images = {'disk': image}
+        self.images = {named or 'disk': image}
 
     def disk_raw(self, disk, path):
         """The truth."""
