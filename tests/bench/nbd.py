@@ -72,15 +72,15 @@ def play_round(arena, works, number, contestant, results):
                 report.progress(row, IDLE, each.name, figures[measured])
 
 
-def write(results, options, seconds):
+def write(results, options, loads, seconds):
     """Writes table and figures of all rounds so far."""
     options.output.mkdir(parents=True, exist_ok=True)
     about = report.about_here(PROGRAMS) | {'rounds': results.rounds(), 'seconds': round(seconds)}
     table = report.markdown(results, about)
     (options.output / TABLE).write_text(
         f'{table}\nThe export is that of qemu-nbd --read-only --persistent --shared=0, of a dense qcow2 of '
-        f'{rows.human(options.sizes.dense)}iB in the page cache, over a unix socket. QEMU is the process of qemu-nbd. '
-        f'{about["date"]}.\n')
+        f'{options.sizes.dense // MIB} MiB in the page cache, over a unix socket. QEMU is the process of qemu-nbd. '
+        f'The load was {min(loads):.0f} to {max(loads):.0f}, with what else ran there. {about["date"]}.\n')
     (options.output / FIGURES).write_text(json.dumps(report.figures(results, about), indent=2) + '\n')
 
 
@@ -90,6 +90,7 @@ def main():
     begin = time.monotonic()
     works = works_of_one_disk(options.sizes)
     contestant = Contestant(VMSNAP, VMSNAP, '')
+    loads = []
     results = report.Results([(row, IDLE) for _, wanted in works for row in wanted], [contestant])
     with QemuNbd(options.sizes.dense, named=DISK) as server:
         images.write(server.images[DISK], options.sizes.dense, images.dense(options.sizes.dense))
@@ -100,8 +101,9 @@ def main():
                 print(f'round {number + 1} of {options.rounds}, after {time.monotonic() - begin:.0f} s',
                       file=sys.stderr)
                 play_round(arena, works, number, contestant, results)
+                loads.append(os.getloadavg()[0])
                 # After each: what there is outlives an end before the end.
-                write(results, options, time.monotonic() - begin)
+                write(results, options, loads, time.monotonic() - begin)
     print((options.output / TABLE).read_text(), end='')
     print(f'{TABLE} and {FIGURES} are in {options.output}', file=sys.stderr)
 
