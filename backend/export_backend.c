@@ -172,7 +172,7 @@ static gboolean snapshot_select(ExportSnapshot *snapshot, const VmsnapBeginOptio
     return selected && selected->len <= MAX_DISKS;
 }
 
-/* The time of all connections is that of the begin, and what is left of it is enough for one that is answered. */
+/* All together have the time of the begin. One that is begun in time has its own, since by then the caller was told. */
 static gboolean disk_open(ExportSnapshot *snapshot, ExportDisk *disk, unsigned connections, GError **error) {
     if (g_get_monotonic_time() >= snapshot->deadline_us) {
         vmsnap_nbd_server_set_error(snapshot->server, "open all exports of", "it takes too long", error);

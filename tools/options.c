@@ -459,7 +459,9 @@ static gboolean parse_operands(VmsnapOptions *options, char **operands, GError *
 }
 
 static const char help_text[] =
-    "SOURCE is a libvirt domain: its name, UUID or id.\n"
+    "SOURCE is a libvirt domain: its name, UUID or id; or an NBD server whose exports somebody\n"
+    "else has begun: nbd+unix:///?socket=PATH, nbd://HOST:PORT, nbds://... with TLS, each with\n"
+    "the name of an export as its path, or without for all of them.\n"
     "\n"
     "Options of -o, beside those of mount(8):\n"
     "  connect=URI        libvirt's URI (default: libvirt's own)\n"
@@ -478,7 +480,7 @@ static const char help_text[] =
     "  only_changed       raw files with holes where nothing has changed\n"
     "  uid=, gid=, mode=  owner, group and mode of the files (default: yours, 0400)\n"
     "  allow_other        let other users in, as far as the mode does\n"
-    "  timeout=SECONDS    how long to wait for libvirt (default: 30)\n"
+    "  timeout=SECONDS    how long to wait for libvirt or a server (default: 30)\n"
     "  quiesce=MODE       freeze the guest's filesystems: no (default), try or require\n"
     "  agent=PATH         the guest agent's socket, of a machine without libvirt\n"
     "  freeze_timeout=S   for the guest agent, in seconds (default: 5)\n"

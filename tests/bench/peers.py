@@ -3,7 +3,8 @@
 """
 What is compared, and how a command is measured: a mount of vmsnap, and the others that read the export of the same job.
 
-A Session is one backup job: that of a vmsnap mount. An Arena has at most one at a time, as a machine can.
+A Session is one backup job: that of a vmsnap mount. An Arena has at most one at a time, as a machine can. In the place of
+a machine there may be an NBD server (servers.py), which begins nothing.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import lib
 from lib import Mount, run, wait_until
+from servers import Server
 
 # Their names in the report.
 VMSNAP, NBDCOPY, NBDFUSE, QEMU_FUSE = 'vmsnap', 'nbdcopy', 'nbdfuse', 'QEMU FUSE'
@@ -136,8 +138,7 @@ class Session:
             lib.read_all(self.vm.images[disk])
         self.mount = make_mount(self.vm, self.disks, self.options)
         self._stack.enter_context(self.mount)
-        record = Path('/run/vmsnap') / f'{self.mount.status()["uuid"]}.json'
-        self.socket = json.loads(record.read_text())['socket']
+        self.socket = self._find_socket()
         manifest = json.loads((self.mount / 'manifest.json').read_text())
         self._files[VMSNAP] = Files({disk['name']: self.mount / disk['file'] for disk in manifest['disks']},
                                     [self.mount.daemon()])
@@ -145,6 +146,12 @@ class Session:
 
     def __exit__(self, *failure):
         return self._stack.__exit__(*failure)
+
+    def _find_socket(self):
+        if isinstance(self.vm, Server):
+            return self.vm.socket
+        record = Path('/run/vmsnap') / f'{self.mount.status()["uuid"]}.json'
+        return json.loads(record.read_text())['socket']
 
     def files(self, name):
         """The disks as files, by vmsnap or a bridge, with nothing of them in the kernel's memory."""

@@ -589,7 +589,8 @@ class Mount:
         with Mount(vm, 'allow_other') as mount:
             ... mount / 'vda.raw' ...
 
-    At the end it is unmounted, nothing may be left of it, and the guest must be as it was.
+    At the end it is unmounted, nothing may be left of it, and the guest must be as it was. VM need not be a Vm: a server
+    (servers.py) has the same methods as far as they are used here.
     """
 
     def __init__(self, vm, options=''):

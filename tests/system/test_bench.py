@@ -16,6 +16,7 @@ from lib import run
 BENCH = Path(__file__).resolve().parent.parent / 'bench/bench.py'
 IMPACT = BENCH.with_name('impact.py')
 INCREMENTAL = BENCH.with_name('incremental.py')
+NBD = BENCH.with_name('nbd.py')
 
 BRIDGES = {'nbdfuse', 'QEMU FUSE'}
 FILES = {'nbdcopy', *BRIDGES}
@@ -165,6 +166,32 @@ class ImpactEnded(unittest.TestCase):
         """The backup job of the only machine, if there is one."""
         machine = run('virsh', '--quiet', 'list', '--name').stdout.strip()
         return run('virsh', '--quiet', 'backup-dumpxml', machine, status=None).stdout if machine else ''
+
+
+class Nbd(unittest.TestCase):
+    """A short measurement of an export that somebody else has begun."""
+
+    ROWS = ['dd-1M', 'dd-128k', 'cat', 'cp', 'dd-10k', 'dd-4k', '8-readers', 'random-1', 'random-16', 'cpu', 'cpu-qemu']
+
+    @classmethod
+    def setUpClass(cls):
+        cls.output = lib.SANDBOX / 'nbd'
+        cls.before = helpers()
+        cls.printed = run(NBD, '--smoke', '--output', cls.output, timeout=300).stdout
+        cls.after = helpers()
+        cls.figures = json.loads((cls.output / 'nbd.json').read_text())
+
+    def test_figures(self):
+        self.assertEqual([row['name'] for row in self.figures['rows']], self.ROWS)
+        for row in self.figures['rows']:
+            self.assertEqual(set(row['contestants']), {'vmsnap'} | ROWS[row['name']])
+
+    def test_nothing_left(self):
+        self.assertEqual(self.after - self.before, set())
+
+    def test_table(self):
+        self.assertEqual(self.printed, (self.output / 'nbd.md').read_text())
+        self.assertEqual([line[0] for line in cells(self.printed)[2:]], self.ROWS)
 
 
 class Incremental(unittest.TestCase):

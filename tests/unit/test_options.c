@@ -84,7 +84,7 @@ static void test_own_options_are_read(void) {
     g_autoptr(VmsnapOptions) options = parse_string(
         "connect=qemu:///session,disks=vda:vdb,exclude=sda,scratch=/srv/scratch,uid=1000,gid=1001,"
         "mode=0440,allow_other,timeout=7,connections=5,readahead=3M,speed=4K,ro,quiesce=try,freeze_timeout=9,"
-        "scratch_reserve=2G,scratch_max=10G,release");
+        "scratch_reserve=2G,scratch_max=10G");
     g_assert_cmpstr(options->connect_uri, ==, "qemu:///session");
     g_assert_cmpstrv(options->disks, ((const char *[]){"vda", "vdb", NULL}));
     g_assert_cmpstrv(options->exclude, ((const char *[]){"sda", NULL}));
@@ -101,8 +101,48 @@ static void test_own_options_are_read(void) {
     g_assert_cmpuint(options->freeze_timeout_ms, ==, 9000);
     g_assert_cmpuint(options->scratch_reserve_bytes, ==, UINT64_C(2) << 30);
     g_assert_cmpuint(options->scratch_max_bytes, ==, UINT64_C(10) << 30);
-    g_assert_true(options->read_only && options->release);
+    g_assert_true(options->read_only);
     g_assert_cmpuint(options->mount_options->len, ==, 0);
+}
+
+static VmsnapOptions *parse_for_qmp(const char *string, GError **error) {
+    return parse(error, "qmp:run/vm1.qmp", "/mnt", "-o", string, NULL);
+}
+
+static void test_options_of_a_machine_without_libvirt_are_read(void) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapOptions) options = parse_for_qmp("release,agent=vm1.qga,quiesce=require,scratch=/srv", &error);
+    g_assert_no_error(error);
+    g_autofree char *agent = g_canonicalize_filename("vm1.qga", NULL);
+    g_autofree char *path = g_canonicalize_filename("run/vm1.qmp", NULL);
+    g_autofree char *source = g_strconcat("qmp:", path, NULL);
+    g_assert_cmpstr(options->source, ==, source);
+    g_assert_cmpstr(options->agent, ==, agent);
+    g_assert_true(options->release);
+}
+
+static void test_what_only_libvirt_does_is_refused_without(void) {
+    static const char *const refused[] = {"connect=qemu:///system", "checkpoint=cp1", "since=cp1",  "incremental",
+                                          "keep_checkpoints=1",     "commit=umount",  "backing=%d", "only_changed"};
+    for (size_t i = 0; i < G_N_ELEMENTS(refused); i++) {
+        g_autoptr(GError) error = NULL;
+        g_auto(GStrv) parts = g_strsplit(refused[i], "=", 2);
+        g_autofree char *quoted = g_strdup_printf("failed to use option '%s' with 'qmp:/", parts[0]);
+        g_autoptr(VmsnapOptions) options = parse_for_qmp(refused[i], &error);
+        g_assert_null(options);
+        CHECK_USAGE_ERROR(error, quoted);
+    }
+}
+
+static void test_an_agent_is_only_for_quiesce(void) {
+    static const char *const strings[] = {"agent=/run/vm1.qga", "agent=/run/vm1.qga,quiesce=no",
+                                          "agent=/run/vm1.qga,quiesce=try,quiesce=no"};
+    for (size_t i = 0; i < G_N_ELEMENTS(strings); i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(VmsnapOptions) options = parse_for_qmp(strings[i], &error);
+        g_assert_null(options);
+        CHECK_USAGE_ERROR(error, "'agent'", "quiesce=try");
+    }
 }
 
 static void test_a_guest_is_frozen_as_asked(void) {
@@ -715,6 +755,11 @@ int main(int argc, char **argv) {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/options/a-bare-command-has-the-defaults", test_a_bare_command_has_the_defaults);
     g_test_add_func("/options/own-options-are-read", test_own_options_are_read);
+    g_test_add_func("/options/options-of-a-machine-without-libvirt-are-read",
+                    test_options_of_a_machine_without_libvirt_are_read);
+    g_test_add_func("/options/what-only-libvirt-does-is-refused-without",
+                    test_what_only_libvirt_does_is_refused_without);
+    g_test_add_func("/options/an-agent-is-only-for-quiesce", test_an_agent_is_only_for_quiesce);
     g_test_add_func("/options/a-guest-is-frozen-as-asked", test_a_guest_is_frozen_as_asked);
     g_test_add_func("/options/disks-have-a-format", test_disks_have_a_format);
     g_test_add_func("/options/no-other-formats-are-known", test_no_other_formats_are_known);

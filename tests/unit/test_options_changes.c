@@ -92,9 +92,6 @@ static void test_what_makes_sense_is_accepted(void) {
         "checkpoint=cp1,format=vma",
         "checkpoint=cp1,format=vma,keep_checkpoints=3",
         "since=cp1,format=vma,format=raw",
-        "release",
-        "release,format=vma",
-        "checkpoint=cp1,release,format=qcow2",
     };
     for (size_t i = 0; i < G_N_ELEMENTS(strings); i++) {
         g_autoptr(VmsnapOptions) options = parse(strings[i]);
@@ -115,9 +112,6 @@ static void test_what_makes_no_sense_is_refused(void) {
         {"incremental,format=vma", "'incremental'"},
         {"format=vma,since=cp1", "'since'"},
         {"format=vma,since=cp1,checkpoint=cp2", "'since'"},
-        {"release,incremental", "'release'"},
-        {"since=cp1,release", "'release'"},
-        {"since=cp1,release,only_changed", "'release'"},
         {"keep_checkpoints=3", "'keep_checkpoints'"},
         {"keep_checkpoints=3,since=cp1", "'keep_checkpoints'"},
         {"commit=explicit", "'commit'"},

@@ -250,15 +250,18 @@ static void add_no_ranges(void) {
     }
 }
 
-#ifdef HAVE_LIBVIRT
 static void test_who_cannot_release_refuses(void) {
     g_autoptr(GError) error = NULL;
-    VmsnapBeginOptions options = {.source = "vm1", .connections = 1, .release = TRUE};
-    g_assert_null(vmsnap_snapshot_begin(&options, &error));
+    g_assert_true(vmsnap_source_check_option("qmp:/run/vm1.qmp", "release", &error));
+    g_assert_no_error(error);
+    g_assert_false(vmsnap_source_check_option("nbd://h/vda", "release", &error));
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_USAGE);
-    g_assert_true(g_str_has_prefix(error->message, "failed to use option 'release': "));
-}
+#ifdef HAVE_LIBVIRT
+    g_clear_error(&error);
+    g_assert_false(vmsnap_source_check_option("vm1", "release", &error));
+    g_assert_true(g_str_has_prefix(error->message, "failed to use option 'release' with 'vm1': "));
 #endif
+}
 
 static void test_free_takes_null(void) {
     vmsnap_snapshot_free(NULL);
@@ -280,9 +283,7 @@ int main(int argc, char **argv) {
                     test_after_a_break_or_the_end_nothing_is_released);
     g_test_add_func("/snapshot/only-whole-units-are-released", test_only_whole_units_are_released);
     add_no_ranges();
-#ifdef HAVE_LIBVIRT
     g_test_add_func("/snapshot/who-cannot-release-refuses", test_who_cannot_release_refuses);
-#endif
     g_test_add_func("/snapshot/free-takes-null", test_free_takes_null);
     return g_test_run();
 }
