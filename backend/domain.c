@@ -65,6 +65,13 @@ static char **chain_parse(xmlXPathContext *context) {
     return g_strv_builder_end(chain);
 }
 
+/* The controller of a SCSI disk is the one whose index is in the disk's address. */
+static gboolean iothread_parse(xmlXPathContext *context) {
+    return vmsnap_xml_is_true(context,
+                              "driver/@iothread or driver/iothreads or (target/@bus='scsi' and "
+                              "../controller[@type='scsi' and driver/@iothread]/@index = address/@controller)");
+}
+
 /* libvirt's own names for nodes are made of the number that it shows. */
 static char *node_parse(xmlXPathContext *context) {
     g_autofree char *index = vmsnap_xml_find_text(context, "source/@index");
@@ -78,6 +85,7 @@ static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
     disk->chain = chain_parse(context);
     disk->node = node_parse(context);
     disk->format = vmsnap_xml_find_text(context, "driver/@type");
+    disk->has_iothread = iothread_parse(context);
     disk->keeps_track = g_strcmp0(disk->format, "qcow2") == 0;
     for (size_t i = 0; i < G_N_ELEMENTS(media_rules); i++) {
         if (!vmsnap_xml_is_true(context, media_rules[i].expression))
@@ -87,6 +95,16 @@ static VmsnapDomainDisk *disk_parse(xmlXPathContext *context) {
         break;
     }
     return disk;
+}
+
+void vmsnap_domain_refuse_iothreads(VmsnapDomain *domain) {
+    for (guint i = 0; i < domain->disks->len; i++) {
+        VmsnapDomainDisk *disk = g_ptr_array_index(domain->disks, i);
+        if (!disk->has_iothread || disk->base.media != VMSNAP_MEDIA_WRITABLE)
+            continue;
+        disk->base.media = VMSNAP_MEDIA_REFUSED;
+        disk->base.reason = VMSNAP_DRIVE_IOTHREAD_REASON;
+    }
 }
 
 static gboolean disks_parse(VmsnapDomain *domain, xmlXPathContext *context, GError **error) {

@@ -9,10 +9,11 @@
 /** One drive of a domain. Its name is the target, "vda". */
 typedef struct {
     VmsnapDrive base;
-    char *format;         /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
-    char **chain;         /* the source, and those of all images that it rests on */
-    char *node;           /* QEMU's name for the image, of a running machine; or NULL */
-    gboolean keeps_track; /* of what changes since a checkpoint, as far as is known */
+    char *format;          /* QEMU's name for that of the image, "qcow2"; NULL where the XML does not say */
+    char **chain;          /* the source, and those of all images that it rests on */
+    char *node;            /* QEMU's name for the image, of a running machine; or NULL */
+    gboolean has_iothread; /* serves it: its own, or its controller's */
+    gboolean keeps_track;  /* of what changes since a checkpoint, as far as is known */
 } VmsnapDomainDisk;
 
 /** A file that the domain names and that belongs into a backup of it. */
@@ -34,6 +35,9 @@ typedef struct {
 /** Returns: (transfer full): what live XML says, or NULL with @error set. */
 VmsnapDomain *vmsnap_domain_parse(const char *xml, GError **error);
 void vmsnap_domain_free(VmsnapDomain *domain);
+
+/** Refuses the disks that an iothread serves, which not every QEMU can export: see VMSNAP_DRIVE_IOTHREAD_REASON. */
+void vmsnap_domain_refuse_iothreads(VmsnapDomain *domain);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapDomain, vmsnap_domain_free)
 
 /** As vmsnap_drives_select(), for the disks of @domain. */

@@ -50,6 +50,14 @@ static void take_versions(VmsnapLibvirtSnapshot *snapshot) {
         vmsnap_snapshot_add_version(&snapshot->base, "qemu", vmsnap_libvirt_format_version(version));
 }
 
+/* libvirt counts a major version as a million. One that is not known counts as old. */
+static void refuse_unsafe_disks(VmsnapLibvirtSnapshot *snapshot) {
+    unsigned long version = 0;
+    (void)virConnectGetVersion(snapshot->connection, &version);
+    if (version / 1000000 < VMSNAP_QEMU_IOTHREAD_MAJOR)
+        vmsnap_domain_refuse_iothreads(snapshot->facts);
+}
+
 /* Finds the domain and learns about it. Both XML files come from before the instant, as the disks do. */
 static gboolean snapshot_look_up(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
     VmsnapSnapshot *base = &snapshot->base;
@@ -73,6 +81,7 @@ static gboolean snapshot_look_up(VmsnapLibvirtSnapshot *snapshot, const VmsnapBe
     snapshot->record->resume = !vmsnap_libvirt_is_paused_by_error(snapshot->domain);
     base->machine = g_strdup(snapshot->facts->name);
     base->machine_uuid = g_strdup(snapshot->facts->uuid);
+    refuse_unsafe_disks(snapshot);
     take_versions(snapshot);
     return TRUE;
 }

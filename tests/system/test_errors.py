@@ -383,3 +383,21 @@ class Disks(lib.TestCase):
             self.vm.run('dd if=/dev/urandom of=/dev/vdc bs=64k count=16 oflag=direct status=none')
             self.assertEqual((mount / 'vdc.raw').read_bytes(), before)
         self.assertNotEqual(self.nbd_image.read_bytes(), before)
+
+
+class IoThread(lib.TestCase):
+    """A disk whose export would end this QEMU as soon as a connection to it is closed."""
+
+    usable_options = 'exclude=vdb'
+
+    @classmethod
+    def make_vm(cls):
+        vm = Vm([Disk(), Disk(driver='iothread="1"')])
+        vm.xml = vm.xml.replace('<vcpu>1</vcpu>', '<vcpu>1</vcpu><iothreads>1</iothreads>')
+        return vm
+
+    def test_iothread(self):
+        """It is refused, so that the guest lives; without it, the machine is mounted and unmounted as others are."""
+        self.assert_refused(f"failed to back up disk 'vdb' of domain '{self.vm.name}': it has an iothread, so that QEMU "
+                            'before 9.0 may end, .+; leave it out with -o exclude=vdb')
+        self.assertEqual(self.vm.state(), 'running')

@@ -114,6 +114,33 @@ static void test_each_kind_of_drive_is_judged(void) {
     }
 }
 
+/* By itself, or by its controller: only that one whose index is in its address. */
+static void test_disks_of_iothreads_can_be_refused(void) {
+    static const struct {
+        const char *driver;
+        const char *bus;
+        gboolean refused;
+    } cases[] = {
+        {"<driver name='qemu'/>", "virtio", FALSE},
+        {"<driver name='qemu' iothread='2'/>", "virtio", TRUE},
+        {"<driver><iothreads><iothread id='1'/></iothreads></driver>", "virtio", TRUE},
+        {"<address type='drive' controller='1' bus='0' target='0' unit='0'/>", "scsi", TRUE},
+        {"<address type='drive' controller='0' bus='0' target='0' unit='0'/>", "scsi", FALSE},
+        {"<address type='drive' controller='1' bus='0' target='0' unit='0'/>", "sata", FALSE},
+        {"<driver iothread='1'/><readonly/>", "virtio", FALSE},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autofree char *xml = g_strdup_printf(
+            DISKS("<controller type='scsi' index='0'/><controller type='scsi' index='1'><driver iothread='1'/>"
+                  "</controller><disk type='file'><source file='/a'/><target dev='x' bus='%s'/>%s</disk>"),
+            cases[i].bus, cases[i].driver);
+        g_autoptr(VmsnapDomain) domain = parse(xml);
+        VmsnapMedia before = disk_at(domain, 0)->base.media;
+        vmsnap_domain_refuse_iothreads(domain);
+        g_assert_cmpint(disk_at(domain, 0)->base.media, ==, cases[i].refused ? VMSNAP_MEDIA_REFUSED : before);
+    }
+}
+
 static void test_escaped_text_is_read_as_it_is_meant(void) {
     g_autoptr(VmsnapDomain) domain =
         parse("<domain><name>a &amp; b &lt;ü&gt;</name><uuid>u</uuid><devices><disk type='file'>"
@@ -595,6 +622,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/domain/a-domain-has-name-uuid-and-disks", test_a_domain_has_name_uuid_and_disks);
     g_test_add_func("/domain/a-domain-may-have-no-disks", test_a_domain_may_have_no_disks);
     g_test_add_func("/domain/each-kind-of-drive-is-judged", test_each_kind_of_drive_is_judged);
+    g_test_add_func("/domain/disks-of-iothreads-can-be-refused", test_disks_of_iothreads_can_be_refused);
     g_test_add_func("/domain/escaped-text-is-read-as-it-is-meant", test_escaped_text_is_read_as_it_is_meant);
     g_test_add_func("/domain/the-owner-is-the-dac-label", test_the_owner_is_the_dac_label);
     g_test_add_func("/domain/boot-files-are-found", test_boot_files_are_found);
