@@ -312,10 +312,15 @@ static gboolean check_options(const VmsnapBeginOptions *options, GError **error)
 
 /* The monitor is for others again when this returns. */
 static gboolean snapshot_begin(VmsnapQmpSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
-    g_autoptr(VmsnapQmp) qmp = check_options(options, error)
-                                   ? vmsnap_qmp_connect(snapshot->record->connect_uri, options->timeout_ms, NULL, error)
-                                   : NULL;
-    return qmp && snapshot_plan(snapshot, qmp, options, error) && snapshot_prepare(snapshot, options, error) &&
+    if (!check_options(options, error))
+        return FALSE;
+    /* Whoever waits for us is to hear why the monitor does not let us in, and not just that time is up. */
+    g_autoptr(VmsnapQmp) qmp =
+        vmsnap_qmp_connect(snapshot->record->connect_uri, options->timeout_ms / 4 * 3, NULL, error);
+    if (!qmp)
+        return FALSE;
+    vmsnap_qmp_set_timeout(qmp, options->timeout_ms);
+    return snapshot_plan(snapshot, qmp, options, error) && snapshot_prepare(snapshot, options, error) &&
            snapshot_put_into_qemu(snapshot, qmp, options, error);
 }
 

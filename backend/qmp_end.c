@@ -13,11 +13,6 @@ static VmsnapQmpClearing clearing_of_errno(int code) {
     return code == EACCES ? VMSNAP_QMP_DENIED : VMSNAP_QMP_FAILED;
 }
 
-static gboolean prefix_error(const VmsnapRecord *record, GError **error) {
-    g_prefix_error(error, "failed to end the snapshot in machine '%s': ", record->machine);
-    return FALSE;
-}
-
 static gboolean check_scratch(const VmsnapRecord *record, unsigned timeout_ms, GError **error) {
     if (!record->scratch_dir || vmsnap_scratch_answers(record->scratch_dir, timeout_ms))
         return TRUE;
@@ -38,12 +33,10 @@ VmsnapQmpClearing vmsnap_qmp_clear(const VmsnapRecord *record, unsigned timeout_
     if (!qmp)
         return clearing_of_errno(code);
     vmsnap_qmp_graph_sync_images(graph);
-    gboolean intact;
-    if (!vmsnap_qmp_graph_remove(graph, qmp, &intact, error) || !vmsnap_qmp_server_stop(qmp, record->socket, error)) {
-        prefix_error(record, error);
-        return VMSNAP_QMP_FAILED;
-    }
-    return intact ? VMSNAP_QMP_CLEARED : VMSNAP_QMP_BYPASSED;
+    if (vmsnap_qmp_graph_remove(graph, qmp, error) && vmsnap_qmp_server_stop(qmp, record->socket, error))
+        return VMSNAP_QMP_CLEARED;
+    g_prefix_error(error, "failed to end the snapshot in machine '%s': ", record->machine);
+    return VMSNAP_QMP_FAILED;
 }
 
 static void error_add_leftovers(const VmsnapRecord *record, GError **error) {
@@ -61,15 +54,13 @@ static void error_add_leftovers(const VmsnapRecord *record, GError **error) {
  * Where this process has given up the right to connect, the record still says that there is something to clear, and the
  * guardian does it. Returns: FALSE with @error set if it must be tried again.
  */
-static gboolean snapshot_clear(VmsnapQmpSnapshot *snapshot, gboolean was_started, GError **error) {
+static gboolean snapshot_clear(VmsnapQmpSnapshot *snapshot, GError **error) {
     if (!snapshot->record->job)
         return TRUE;
     g_autoptr(GError) clear_error = NULL;
     VmsnapQmpClearing clearing = vmsnap_qmp_clear(snapshot->record, snapshot->timeout_ms, &clear_error);
     if (clearing == VMSNAP_QMP_GONE)
         vmsnap_snapshot_break(&snapshot->base, "the guest was stopped");
-    else if (clearing == VMSNAP_QMP_BYPASSED && was_started)
-        vmsnap_snapshot_break(&snapshot->base, "somebody else has changed the block nodes of the machine");
     snapshot->record->job = clearing == VMSNAP_QMP_FAILED || clearing == VMSNAP_QMP_DENIED;
     if (!snapshot->record->job)
         vmsnap_qmp_remove_scratch(snapshot);
@@ -111,7 +102,7 @@ gboolean vmsnap_qmp_snapshot_release(VmsnapQmpSnapshot *snapshot, gboolean abort
     if (was_started)
         vmsnap_qmp_check_kept(snapshot);
     snapshot_close_disks(snapshot);
-    gboolean cleared = snapshot_clear(snapshot, was_started, &clear_error);
+    gboolean cleared = snapshot_clear(snapshot, &clear_error);
     if (snapshot->published) {
         record_note_outcome(snapshot, aborted, clear_error);
         (void)vmsnap_record_update(snapshot->record_fd, snapshot->record);

@@ -246,53 +246,52 @@ static gboolean node_delete(const VmsnapQmpGraph *graph, guint place, NodeKind k
 }
 
 /*
- * Gives a device its old node back. Where somebody has put something between the device and "pass", such as an overlay,
- * its writes must not be lost: then "pass" stays below that, and passes on to the old node.
- * @ret_bypassed: set if the device has a node that is neither
+ * Lets the guest's way pass by copy-before-write, and then by "pass". What is below copy-before-write may be another
+ * node than at the beginning, such as an overlay that somebody has put on the old one. And what somebody has put
+ * between the device and "pass", an overlay or the filter of a job, must stay in the way: then so does "pass".
  */
-static gboolean device_restore(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, gboolean *ret_bypassed,
-                               GError **error) {
+static gboolean device_restore(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, GError **error) {
     const VmsnapQmpPlace *where = place_of(graph, place);
     g_autofree char *pass = node_name(graph, place, NODE_PASS);
-    if (!vmsnap_qmp_run(qmp, error, "blockdev-reopen", "{'options': <[" PASS_OPTIONS "]>}", pass, where->node))
+    g_autofree char *cbw = node_name(graph, place, NODE_CBW);
+    g_autoptr(JsonNode) before = vmsnap_qmp_call(qmp, error, "x-debug-query-block-graph", NULL);
+    if (!before)
+        return FALSE;
+    const char *child = vmsnap_qmp_find_child(before, cbw);
+    const char *below = child ? child : where->node;
+    if (!vmsnap_qmp_run(qmp, error, "blockdev-reopen", "{'options': <[" PASS_OPTIONS "]>}", pass, below))
         return FALSE;
     g_autoptr(JsonNode) blocks = vmsnap_qmp_call(qmp, error, "query-block", NULL);
-    if (!blocks)
+    g_autoptr(JsonNode) now = blocks ? vmsnap_qmp_call(qmp, error, "x-debug-query-block-graph", NULL) : NULL;
+    if (!now)
         return FALSE;
-    const char *present = vmsnap_qmp_find_node(blocks, where->device);
-    if (g_strcmp0(present, pass) == 0)
-        return vmsnap_qmp_run(qmp, error, "qom-set", "{'path': <%s>, 'property': <'drive'>, 'value': <%s>}",
-                              where->device, where->node);
-    *ret_bypassed = present != NULL;
-    return TRUE;
+    gboolean has_pass = g_strcmp0(vmsnap_qmp_find_node(blocks, where->device), pass) == 0;
+    return !has_pass || !vmsnap_qmp_is_root(now, pass) ||
+           vmsnap_qmp_run(qmp, error, "qom-set", "{'path': <%s>, 'property': <'drive'>, 'value': <%s>}", where->device,
+                          below);
 }
 
+/* What somebody uses cannot be deleted; scratch is not among that, and its room goes back. */
 static gboolean place_remove(const VmsnapQmpGraph *graph, guint place, GHashTable *nodes, VmsnapQmp *qmp,
-                             gboolean *ret_intact, GError **error) {
+                             GError **error) {
     g_autofree char *pass = node_name(graph, place, NODE_PASS);
-    gboolean has_pass = g_hash_table_contains(nodes, pass), bypassed = FALSE;
     if (!node_delete(graph, place, NODE_ACCESS, nodes, qmp, error) ||
-        (has_pass && !device_restore(graph, place, qmp, &bypassed, error)))
+        (g_hash_table_contains(nodes, pass) && !device_restore(graph, place, qmp, error)))
         return FALSE;
-    /* What stands on it is in the way, and proves that the guest's writes went through it. */
     gboolean deleted = node_delete(graph, place, NODE_PASS, nodes, qmp, error);
-    if (deleted && (bypassed || !has_pass))
-        *ret_intact = FALSE;
-    return node_delete(graph, place, NODE_CBW, nodes, qmp, deleted ? error : NULL) &&
-           node_delete(graph, place, NODE_SCRATCH, nodes, qmp, deleted ? error : NULL) && deleted;
+    GError **next_error = deleted ? error : NULL;
+    return node_delete(graph, place, NODE_CBW, nodes, qmp, next_error) &&
+           node_delete(graph, place, NODE_SCRATCH, nodes, qmp, next_error) && deleted;
 }
 
-gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, gboolean *ret_intact, GError **error) {
+gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
     g_autoptr(GError) first_error = NULL;
-    gboolean intact = TRUE;
     g_autoptr(GHashTable) nodes =
         names_query(qmp, "query-named-block-nodes", "{'flat': <true>}", "node-name", &first_error);
     if (nodes)
         (void)exports_remove(graph, qmp, &first_error);
     for (guint i = 0; nodes && i < graph->places->len; i++)
-        (void)place_remove(graph, i, nodes, qmp, &intact, first_error ? NULL : &first_error);
-    if (ret_intact)
-        *ret_intact = intact;
+        (void)place_remove(graph, i, nodes, qmp, first_error ? NULL : &first_error);
     if (!first_error)
         return TRUE;
     g_propagate_error(error, g_steal_pointer(&first_error));

@@ -68,11 +68,10 @@ gboolean vmsnap_qmp_graph_export(const VmsnapQmpGraph *graph, guint place, Vmsna
 
 /**
  * vmsnap_qmp_graph_remove:
- * @ret_intact: whether every device that is still there had its nodes until now; or NULL
  *
  * Takes out whatever is there of the graph, from any state. Returns: FALSE with @error set if something is left.
  */
-gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, gboolean *ret_intact, GError **error);
+gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error);
 
 /**
  * vmsnap_qmp_server_start:

@@ -104,6 +104,17 @@ gboolean vmsnap_qmp_check_idle(VmsnapQmp *qmp, const char *machine, GError **err
     return FALSE;
 }
 
+/* Without that, what was put into QEMU could not be taken out safely. */
+static gboolean check_graph(VmsnapQmp *qmp, const char *machine, GError **error) {
+    if (vmsnap_qmp_run(qmp, NULL, "x-debug-query-block-graph", NULL))
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to mount machine '%s': its QEMU %s does not show its block graph (x-debug-query-block-graph); "
+                "use another version",
+                machine, vmsnap_qmp_get_version(qmp));
+    return FALSE;
+}
+
 /* Whose iothread it is: the device's own, or that of the controller whose bus it is on. */
 static gboolean device_has_iothread(VmsnapQmp *qmp, const char *device) {
     g_autofree char *own = get_string_property(qmp, device, "iothread");
@@ -203,7 +214,8 @@ VmsnapQmpFacts *vmsnap_qmp_look(VmsnapQmp *qmp, const char *path, GError **error
         facts->uuid = uuid_of_socket(path);
     }
     if (!check_version(qmp, facts->machine, error) || !check_status(qmp, facts->machine, error) ||
-        !vmsnap_qmp_check_idle(qmp, facts->machine, error) || !facts_add_drives(facts, qmp, error))
+        !vmsnap_qmp_check_idle(qmp, facts->machine, error) || !check_graph(qmp, facts->machine, error) ||
+        !facts_add_drives(facts, qmp, error))
         return NULL;
     facts->description = description_build(qmp);
     return g_steal_pointer(&facts);

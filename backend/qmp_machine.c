@@ -151,6 +151,60 @@ void vmsnap_qmp_drive_judge(VmsnapQmpDrive *drive, const VmsnapQmpDevice *device
     }
 }
 
+static gint64 number_member(JsonObject *object, const char *name) {
+    JsonNode *node = object ? vmsnap_json_find(object, name, G_TYPE_INT64) : NULL;
+    return node ? json_node_get_int(node) : -1;
+}
+
+/* Returns: (transfer none): the objects of a list; NULL in the place of what is none. */
+static JsonObject *list_get(JsonArray *list, guint i) {
+    JsonNode *node = json_array_get_element(list, i);
+    return JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+}
+
+static JsonArray *array_member(JsonNode *owner, const char *name) {
+    JsonNode *node = JSON_NODE_HOLDS_OBJECT(owner) ? json_object_get_member(json_node_get_object(owner), name) : NULL;
+    return node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+}
+
+/* Returns: (transfer none): the vertex of that number, or NULL */
+static JsonObject *vertex_find(JsonArray *vertices, gint64 id) {
+    for (guint i = 0; vertices && i < json_array_get_length(vertices); i++)
+        if (number_member(list_get(vertices, i), "id") == id)
+            return list_get(vertices, i);
+    return NULL;
+}
+
+static gboolean vertex_is(JsonObject *vertex, const char *type, const char *name) {
+    return g_strcmp0(string_member(vertex, "type"), type) == 0 &&
+           (!name || g_strcmp0(string_member(vertex, "name"), name) == 0);
+}
+
+const char *vmsnap_qmp_find_child(JsonNode *graph, const char *parent) {
+    JsonArray *vertices = array_member(graph, "nodes"), *edges = array_member(graph, "edges");
+    for (guint i = 0; edges && i < json_array_get_length(edges); i++) {
+        JsonObject *edge = list_get(edges, i);
+        JsonObject *above = vertex_find(vertices, number_member(edge, "parent"));
+        if (vertex_is(above, "block-driver", parent) && g_strcmp0(string_member(edge, "name"), "file") == 0)
+            return string_member(vertex_find(vertices, number_member(edge, "child")), "name");
+    }
+    return NULL;
+}
+
+gboolean vmsnap_qmp_is_root(JsonNode *graph, const char *name) {
+    JsonArray *vertices = array_member(graph, "nodes"), *edges = array_member(graph, "edges");
+    gboolean has_device = FALSE;
+    for (guint i = 0; edges && i < json_array_get_length(edges); i++) {
+        JsonObject *edge = list_get(edges, i);
+        if (!vertex_is(vertex_find(vertices, number_member(edge, "child")), "block-driver", name))
+            continue;
+        if (!vertex_is(vertex_find(vertices, number_member(edge, "parent")), "block-backend", NULL))
+            return FALSE;
+        has_device = TRUE;
+    }
+    return has_device;
+}
+
 const char *vmsnap_qmp_find_node(JsonNode *blocks, const char *device) {
     JsonArray *list = JSON_NODE_HOLDS_ARRAY(blocks) ? json_node_get_array(blocks) : NULL;
     for (guint i = 0; list && i < json_array_get_length(list); i++) {

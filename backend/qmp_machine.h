@@ -47,6 +47,24 @@ void vmsnap_qmp_drives_add_foreign(GPtrArray *drives, JsonNode *objects);
 void vmsnap_qmp_drive_judge(VmsnapQmpDrive *drive, const VmsnapQmpDevice *device, gboolean iothread_is_safe);
 
 /**
+ * vmsnap_qmp_find_child:
+ * @graph: the answer to x-debug-query-block-graph
+ * @parent: name of a block node
+ *
+ * Returns: (transfer none): the name of the node that is its child "file", or NULL.
+ */
+const char *vmsnap_qmp_find_child(JsonNode *graph, const char *parent);
+
+/**
+ * vmsnap_qmp_is_root:
+ * @graph: the answer to x-debug-query-block-graph
+ * @name: of a block node
+ *
+ * Returns: whether a device has the node, and nothing stands between. (query-block passes over the filters of jobs.)
+ */
+gboolean vmsnap_qmp_is_root(JsonNode *graph, const char *name);
+
+/**
  * vmsnap_qmp_find_node:
  * @blocks: the answer to query-block
  * @device: path of a device

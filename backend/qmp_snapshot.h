@@ -65,9 +65,8 @@ gboolean vmsnap_qmp_recover(VmsnapRecord *record, GError **error);
 /** What became of an attempt to take everything out of QEMU. */
 typedef enum {
     VMSNAP_QMP_CLEARED,
-    VMSNAP_QMP_BYPASSED, /* and somebody had changed the way of the guest's writes */
-    VMSNAP_QMP_GONE,     /* with QEMU */
-    VMSNAP_QMP_DENIED,   /* this process may not connect; its guardian may */
+    VMSNAP_QMP_GONE,   /* with QEMU */
+    VMSNAP_QMP_DENIED, /* this process may not connect; its guardian may */
     VMSNAP_QMP_FAILED,
 } VmsnapQmpClearing;
 
