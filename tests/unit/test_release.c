@@ -606,6 +606,26 @@ static void test_who_gets_no_answer_takes_nothing(void) {
     fixture_clear(&fixture);
 }
 
+/* What it got of that unit can be read again. */
+static void test_who_meets_an_error_takes_nothing(void) {
+    enum { BLOCK_BYTES = 50000 };
+    static const MemoryFaults bad = {.bad_offset = 2 * UNIT_BYTES + 300000, .bad_bytes = 1};
+    Fixture fixture;
+    fixture_init(&fixture, &bad, extents_data(5 * UNIT_BYTES));
+    VmsnapReader *reader = open_file(&fixture, "vda.raw");
+    int n_failed = 0;
+    for (uint64_t offset = 0; offset < 5 * UNIT_BYTES; offset += BLOCK_BYTES)
+        n_failed += read_disk(disk_of(&fixture), reader, offset, BLOCK_BYTES) != 0;
+    g_assert_cmpint(n_failed, ==, 1);
+    wait_released(&fixture, 3 * UNIT_BYTES);
+    g_assert_false(vmsnap_release_has(release_of(&fixture), 2 * UNIT_BYTES, UNIT_BYTES));
+    check_read(&fixture, reader, 2 * UNIT_BYTES, 250000);
+    check_gone(&fixture, reader, 2 * UNIT_BYTES - 1, 1);
+    check_gone(&fixture, reader, 3 * UNIT_BYTES, 1);
+    vmsnap_reader_close(reader);
+    fixture_clear(&fixture);
+}
+
 /* Reads of one range that are under way together give the bytes, or fail. */
 static void test_reads_under_way_are_right_or_fail(void) {
     enum { N_READS = 6 };
@@ -715,8 +735,8 @@ static size_t random_length(uint64_t offset) {
     return MIN(length, MODEL_BYTES - offset);
 }
 
-/* When all is quiet, what was read has been noted. */
-static void model_read(Model *model, VmsnapReader *reader) {
+/* Returns: whether it failed. When all is quiet, what was read has been noted. */
+static gboolean model_read(Model *model, VmsnapReader *reader) {
     uint64_t offset = random_below(MODEL_BYTES);
     size_t length = random_length(offset);
     gboolean fails = model_fails(model, offset, length);
@@ -724,10 +744,12 @@ static void model_read(Model *model, VmsnapReader *reader) {
     if (!fails)
         model_note(model, offset, length);
     memory_snapshot_wait_idle(model->fixture->snapshot);
+    return fails;
 }
 
 static void test_any_reads_equal_the_model(void) {
     static const MemoryFaults reads_released = {.read_released = TRUE};
+    int n_failed = 0;
     for (int run = 0; run < (FINDS_RACES ? 5 : 10); run++) {
         Fixture fixture;
         Model model;
@@ -735,12 +757,14 @@ static void test_any_reads_equal_the_model(void) {
         model_init(&model, &fixture);
         VmsnapReader *reader = open_file(&fixture, "vda.raw");
         for (int i = 0; i < 100; i++)
-            model_read(&model, reader);
+            n_failed += model_read(&model, reader);
         model_check_released(&model);
         vmsnap_reader_close(reader);
         fixture_clear(&fixture);
         g_free(model.handed_out);
     }
+    g_test_message("%d reads failed", n_failed);
+    g_assert_cmpint(n_failed, >, 0);
 }
 
 #define N_THREADS 6
@@ -1039,6 +1063,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/release/read-ahead-releases-nothing", test_read_ahead_releases_nothing);
     g_test_add_func("/release/chunks-of-what-is-gone-are-of-no-use", test_chunks_of_what_is_gone_are_of_no_use);
     g_test_add_func("/release/who-gets-no-answer-takes-nothing", test_who_gets_no_answer_takes_nothing);
+    g_test_add_func("/release/who-meets-an-error-takes-nothing", test_who_meets_an_error_takes_nothing);
     g_test_add_func("/release/reads-under-way-are-right-or-fail", test_reads_under_way_are_right_or_fail);
     g_test_add_func("/release/streams-by-turns-give-all-back", test_streams_by_turns_give_all_back);
     g_test_add_func("/release/any-reads-equal-the-model", test_any_reads_equal_the_model);
