@@ -208,11 +208,20 @@ static void op_release(fuse_req_t request, fuse_ino_t id, struct fuse_file_info 
     (void)fuse_reply_err(request, 0);
 }
 
-/* The kernel takes no answer for a reader that was killed meanwhile. */
+/*
+ * Who is killed while he waits for an answer that is under way waits on, and dies with it: the kernel takes the answer,
+ * but it has told of the signal before. Others than those that kill are told of, too. Then somebody may have the data
+ * and they count as not handed out, which only keeps them longer.
+ */
+static gboolean read_reply(fuse_req_t request, const struct iovec *pieces, guint n_pieces) {
+    gboolean interrupted = fuse_req_interrupted(request);
+    return fuse_reply_iov(request, pieces, (int)n_pieces) == 0 && !interrupted;
+}
+
 static gboolean read_done(int error, const struct iovec *pieces, guint n_pieces, gpointer user_data) {
     fuse_req_t request = user_data;
     if (!error)
-        return fuse_reply_iov(request, pieces, (int)n_pieces) == 0;
+        return read_reply(request, pieces, n_pieces);
     vmsnap_view_note_read_error(request_ops(request)->view);
     (void)fuse_reply_err(request, -error);
     return FALSE;

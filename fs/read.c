@@ -60,13 +60,13 @@ static void fill_segment(Fill *fill, const VmsnapSegment *segment, size_t length
         vmsnap_layout_compute(fill->layout, fill->position, length, target);
     } else if (segment->kind == VMSNAP_SEGMENT_ZERO) {
         memset(target, 0, length);
-    } else if (vmsnap_release_has(segment->disk->release, segment->disk_offset, length)) {
-        atomic_fetch_add(&fill->parts, 1);
-        fill_part_done(-EIO, fill);
     } else {
         atomic_fetch_add(&fill->parts, 1);
-        vmsnap_throttle_read(segment->disk->throttle, segment->disk->disk, target, length, segment->disk_offset,
-                             fill_part_done, fill);
+        if (vmsnap_release_has(segment->disk->release, segment->disk_offset, length))
+            fill_part_done(-EIO, fill);
+        else
+            vmsnap_throttle_read(segment->disk->throttle, segment->disk->disk, target, length, segment->disk_offset,
+                                 fill_part_done, fill);
     }
 }
 

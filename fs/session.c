@@ -145,9 +145,10 @@ static void session_note_mount(VmsnapSession *session, const char *mount_point) 
         return;
     if (root.stx_mask & STATX_MNT_ID)
         session->mount_id = root.stx_mnt_id;
-    /* Somebody may have mounted another filesystem there by now, one with a device. Where files are read once, the
-     * kernel must not read ahead (fs/ops.c). */
-    if (root.stx_dev_major == 0 && !session->ops.view->resources.releases)
+    /* Somebody may have mounted another filesystem there by now, one with a device. */
+    gboolean is_ours = root.stx_dev_major == 0;
+    /* Where files are read once, the kernel reads nothing ahead (fs/ops.c). */
+    if (is_ours && !session->ops.view->resources.releases)
         kernel_readahead_raise(&root);
 }
 
