@@ -121,7 +121,8 @@ static char *export_id(const VmsnapQmpGraph *graph, guint place) {
 /* QEMU opens what it was given, wherever that is and whoever may: no path, no mount namespace, no rights of QEMU's. */
 static gboolean scratch_add(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, int scratch_fd, GError **error) {
     g_autofree char *scratch = node_name(graph, place, NODE_SCRATCH);
-    g_autoptr(JsonNode) added = vmsnap_qmp_call_with_fd(qmp, scratch_fd, error, "add-fd", NULL);
+    g_autoptr(JsonNode) added =
+        vmsnap_qmp_call_with_fd(qmp, scratch_fd, error, "add-fd", "{'opaque': <%s>}", graph->prefix);
     if (!added)
         return FALSE;
     JsonNode *id =
@@ -284,6 +285,32 @@ static gboolean place_remove(const VmsnapQmpGraph *graph, guint place, GHashTabl
            node_delete(graph, place, NODE_SCRATCH, nodes, qmp, next_error) && deleted;
 }
 
+static gboolean is_ours(const VmsnapQmpGraph *graph, JsonNode *node) {
+    JsonObject *fd = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+    JsonNode *opaque = fd ? vmsnap_json_find(fd, "opaque", G_TYPE_STRING) : NULL;
+    return opaque && g_str_equal(json_node_get_string(opaque), graph->prefix);
+}
+
+/* Of a set that somebody was killed over before he could let QEMU forget it: there is one descriptor in it. */
+static gboolean fdset_remove(const VmsnapQmpGraph *graph, JsonNode *node, VmsnapQmp *qmp, GError **error) {
+    JsonObject *set = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+    JsonNode *id = set ? vmsnap_json_find(set, "fdset-id", G_TYPE_INT64) : NULL;
+    JsonNode *fds = set ? json_object_get_member(set, "fds") : NULL;
+    JsonArray *list = fds && JSON_NODE_HOLDS_ARRAY(fds) ? json_node_get_array(fds) : NULL;
+    if (!id || !list || json_array_get_length(list) == 0 || !is_ours(graph, json_array_get_element(list, 0)))
+        return TRUE;
+    return vmsnap_qmp_run(qmp, error, "remove-fd", "{'fdset-id': <%x>}", json_node_get_int(id));
+}
+
+static gboolean fdsets_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
+    g_autoptr(JsonNode) sets = vmsnap_qmp_call(qmp, error, "query-fdsets", NULL);
+    JsonArray *list = sets && JSON_NODE_HOLDS_ARRAY(sets) ? json_node_get_array(sets) : NULL;
+    gboolean removed = sets != NULL;
+    for (guint i = 0; list && removed && i < json_array_get_length(list); i++)
+        removed = fdset_remove(graph, json_array_get_element(list, i), qmp, error);
+    return removed;
+}
+
 gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
     g_autoptr(GError) first_error = NULL;
     g_autoptr(GHashTable) nodes =
@@ -292,6 +319,8 @@ gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GE
         (void)exports_remove(graph, qmp, &first_error);
     for (guint i = 0; nodes && i < graph->places->len; i++)
         (void)place_remove(graph, i, nodes, qmp, first_error ? NULL : &first_error);
+    if (nodes)
+        (void)fdsets_remove(graph, qmp, first_error ? NULL : &first_error);
     if (!first_error)
         return TRUE;
     g_propagate_error(error, g_steal_pointer(&first_error));

@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import lib
@@ -239,6 +240,63 @@ class BareVm(Vm):
     def end_snapshot(self):
         """What is left of a test that failed is not worth to be taken apart."""
         self.kill()
+
+
+class Proxy:
+    """
+    A monitor's socket beside the real one, on which commands can be made to hang: a mock, since no command of a real
+    monitor hangs when a test wants it.
+    """
+
+    def __init__(self, vm):
+        self._vm = vm
+        self.path = vm.directory / 'proxy.qmp'
+        self.source = f'qmp:{self.path}'
+        self.held = threading.Event()  # a command is held
+        self._hold = None
+        self._released = threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def hold(self, command):
+        """From now on, this command goes to QEMU when release() is called."""
+        self.held.clear()
+        self._released.clear()
+        self._hold = command
+
+    def release(self):
+        self._hold = None
+        self._released.set()
+
+    def close(self):
+        self.release()
+        self._listener.close()
+        self.path.unlink()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._vm.qmp))
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, source, target):
+        with contextlib.suppress(OSError):
+            while True:
+                data, descriptors, _, _ = socket.recv_fds(source, 1 << 20, 4)
+                if not data:
+                    break
+                if self._hold and f'"execute":"{self._hold}"' in data.decode(errors='replace').replace(' ', ''):
+                    self.held.set()
+                    self._released.wait()
+                socket.send_fds(target, [data], descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            target.shutdown(socket.SHUT_RDWR)
 
 
 class Bare:

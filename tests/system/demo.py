@@ -12,6 +12,7 @@ import sys
 import time
 
 import lib
+from bare import BareVm
 from lib import MIB, Disk, Mount, Vm, run
 
 _start = time.monotonic()
@@ -47,7 +48,7 @@ class User:
         print(f'     ({seconds:.2f} s)', flush=True)
 
 
-def main():
+def back_up_with_libvirt():
     step('2. Boot it: two disks, and a writer that puts the same numbered records on both, one after the other')
     vm = Vm([Disk(filesystem=64 * MIB), Disk()]).start()
     vm.run('mount -t ext4 /dev/vda /mnt && dd if=/dev/urandom of=/mnt/photos bs=1M count=32 status=none')
@@ -115,6 +116,37 @@ def main():
     restored.start_writer()
     say(f'its file has the right SHA-256, and its writer goes on: record {restored.alive()}')
 
+    restored.close()
+    vm.close()
+
+
+def back_up_without_libvirt():
+    step('9. The same without libvirt: a QEMU that somebody has started with -qmp unix:/run/vm2.qmp,server=on,wait=off')
+    vm = BareVm().start()
+    vm.start_writer()
+    nodes = vm.graph()
+    copy = lib.make_directory('copy2')
+    mount = Mount(vm)
+    user = User({str(vm.qmp): '/run/vm2.qmp', str(mount.point): '/mnt/snap', str(copy): '/backup2'})
+    user.types('mount.vmsnap qmp:/run/vm2.qmp /mnt/snap -o release')
+    user.types('ls -s /mnt/snap')
+    user.types('cp --sparse=always /mnt/snap/* /backup2/')
+    user.types('cat /mnt/snap/.vmsnap/status')
+    vm.wait_written()
+    at_end = vm.alive()
+    user.types('umount /mnt/snap')
+    mount.assert_nothing_left()
+    vm.wait_written()
+    say('its block nodes are as they were' if vm.graph() == nodes else sys.exit('demo: the block nodes have changed'))
+    newest = lib.check_instant(copy / 'vda.raw', copy / 'vdb.raw')
+    say(f'both disks of the copy end with record {newest}; the guest was at {at_end}, and is at {vm.alive()} now')
+    if newest > at_end:
+        sys.exit('demo: the copy is newer than the guest: this cannot be')
+
+
+def main():
+    back_up_with_libvirt()
+    back_up_without_libvirt()
     step(f'Done in {time.monotonic() - _start:.0f} s.')
 
 

@@ -481,7 +481,7 @@ class Vm:
         mounted on /mnt, which waits as long as it is frozen, whatever the guest agent says.
         """
         block = self._touched_block
-        self.run('if mountpoint -q /mnt; then date >/mnt/touched; fi')
+        self.run('if grep -q " /mnt " /proc/mounts; then date >/mnt/touched; fi')
         self.run(f'dd if=/dev/urandom of=/tmp/block bs=4096 count=1 status=none && '
                  f'dd if=/tmp/block of=/dev/vda bs=4096 seek={block} oflag=direct status=none && '
                  f'dd if=/dev/vda bs=4096 skip={block} count=1 iflag=direct status=none | cmp - /tmp/block')
