@@ -459,9 +459,10 @@ static gboolean parse_operands(VmsnapOptions *options, char **operands, GError *
 }
 
 static const char help_text[] =
-    "SOURCE is a libvirt domain: its name, UUID or id; or an NBD server whose exports somebody\n"
-    "else has begun: nbd+unix:///?socket=PATH, nbd://HOST:PORT, nbds://... with TLS, each with\n"
-    "the name of an export as its path, or without for all of them.\n"
+    "SOURCE is a libvirt domain: its name, UUID or id; or a QEMU without libvirt: qmp:SOCKET, the\n"
+    "path of its monitor; or an NBD server whose exports somebody else has begun:\n"
+    "nbd+unix:///?socket=PATH, nbd://HOST:PORT, nbds://... with TLS, each with the name of an\n"
+    "export as its path, or without for all of them.\n"
     "\n"
     "Options of -o, beside those of mount(8):\n"
     "  connect=URI        libvirt's URI (default: libvirt's own)\n"
