@@ -20,7 +20,8 @@ struct VmsnapJsonStream {
     size_t scanned;    /* how far it was looked at */
     unsigned depth;
     gboolean in_string;
-    gboolean escaped; /* the byte before was a backslash in a string */
+    gboolean escaped;  /* the byte before was a backslash in a string */
+    gboolean skipping; /* until RESYNC_BYTE */
 };
 
 VmsnapJsonStream *vmsnap_json_stream_new(size_t max_bytes) {
@@ -49,6 +50,10 @@ static void stream_begin_anew(VmsnapJsonStream *stream) {
     stream->begin = stream->scanned;
     stream->depth = 0;
     stream->in_string = stream->escaped = FALSE;
+}
+
+void vmsnap_json_stream_skip(VmsnapJsonStream *stream) {
+    stream->skipping = TRUE;
 }
 
 static gboolean set_error(GError **error, const char *reason) {
@@ -85,7 +90,9 @@ static gboolean stream_scan(VmsnapJsonStream *stream, gboolean *ret_found, GErro
     *ret_found = FALSE;
     while (stream->scanned < stream->bytes->len && !*ret_found) {
         guint8 byte = stream->bytes->data[stream->scanned++];
-        if (byte == RESYNC_BYTE || (stream->depth == 0 && g_ascii_isspace(byte)))
+        if (byte == RESYNC_BYTE)
+            stream->skipping = FALSE;
+        if (byte == RESYNC_BYTE || stream->skipping || (stream->depth == 0 && g_ascii_isspace(byte)))
             stream_begin_anew(stream);
         else if (stream->depth == 0 && byte != '{')
             return set_error(error, "it sends something else than JSON objects");
