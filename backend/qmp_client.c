@@ -128,10 +128,10 @@ static char *command_to_text(guint64 id, const char *command, GVariant *argument
 
 /* An answer to text that QEMU could not read at all has no id. */
 static gboolean is_answer_to(JsonObject *message, guint64 id) {
-    JsonNode *node = json_object_get_member(message, "id");
-    if (!node)
+    if (!json_object_has_member(message, "id"))
         return json_object_has_member(message, "error");
-    return JSON_NODE_HOLDS_VALUE(node) && json_node_get_int(node) == (gint64)id;
+    JsonNode *node = vmsnap_json_find(message, "id", G_TYPE_INT64);
+    return node && json_node_get_int(node) == (gint64)id;
 }
 
 /* Events are dropped, and so are answers to whatever else. Returns: (transfer full) */

@@ -101,7 +101,7 @@ static gboolean read_some(FakePeer *peer) {
 
 char *fake_peer_read_line(FakePeer *peer) {
     const guint8 *end;
-    while (!(end = memchr(peer->read->data, '\n', peer->read->len)))
+    while (!(end = peer->read->len > 0 ? memchr(peer->read->data, '\n', peer->read->len) : NULL))
         if (!read_some(peer))
             return NULL;
     guint length = (guint)(end - peer->read->data);

@@ -22,11 +22,16 @@ static VmsnapSnapshot *snapshot_of_two(uint64_t used_a, uint64_t left_a, uint64_
     return snapshot;
 }
 
+static void snapshot_end(VmsnapSnapshot *snapshot) {
+    memory_snapshot_end(snapshot);
+    vmsnap_snapshot_free(snapshot);
+}
+
 static VmsnapRoom measure(uint64_t reserve_bytes, uint64_t max_bytes) {
     VmsnapSnapshot *snapshot = snapshot_of_two(1000, 9000, 2000, 8000);
     VmsnapRoom room;
     g_assert_true(vmsnap_room_measure(snapshot, reserve_bytes, max_bytes, &room));
-    memory_snapshot_end(snapshot);
+    snapshot_end(snapshot);
     g_assert_cmpuint(room.used_bytes, ==, 3000);
     g_assert_cmpuint(room.left_bytes, ==, 8000);
     return room;
@@ -57,7 +62,7 @@ static void test_without_scratch_there_is_no_measure(void) {
     (void)add_disk(snapshot, "vdb");
     g_assert_false(vmsnap_room_measure(snapshot, 0, 0, &room));
     g_assert_cmpuint(room.used_bytes, ==, 1);
-    memory_snapshot_end(snapshot);
+    snapshot_end(snapshot);
 }
 
 static void test_the_less_room_the_sooner_is_the_next_look(void) {
@@ -80,7 +85,7 @@ static void test_a_snapshot_without_room_is_broken(void) {
     g_autofree char *reason = vmsnap_snapshot_dup_break_reason(snapshot);
     g_assert_nonnull(strstr(reason, "(3 MiB used, 4 MiB left in its filesystem), and the job was ended before"));
     g_assert_nonnull(strstr(reason, "scratch=DIR"));
-    memory_snapshot_end(snapshot);
+    snapshot_end(snapshot);
 }
 
 int main(int argc, char **argv) {
