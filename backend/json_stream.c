@@ -39,7 +39,9 @@ void vmsnap_json_stream_free(VmsnapJsonStream *stream) {
 }
 
 void vmsnap_json_stream_push(VmsnapJsonStream *stream, const char *data, size_t length) {
-    g_byte_array_remove_range(stream->bytes, 0, (guint)stream->begin);
+    /* To remove nothing moves all the rest to where it is. */
+    if (stream->begin > 0)
+        g_byte_array_remove_range(stream->bytes, 0, (guint)stream->begin);
     stream->scanned -= stream->begin;
     stream->begin = 0;
     g_byte_array_append(stream->bytes, (const guint8 *)data, (guint)length);

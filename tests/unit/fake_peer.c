@@ -100,11 +100,14 @@ static gboolean read_some(FakePeer *peer) {
 }
 
 char *fake_peer_read_line(FakePeer *peer) {
-    const guint8 *end;
-    while (!(end = peer->read->len > 0 ? memchr(peer->read->data, '\n', peer->read->len) : NULL))
-        if (!read_some(peer))
-            return NULL;
-    guint length = (guint)(end - peer->read->data);
+    guint length = 0;
+    for (;; length++) {
+        while (length == peer->read->len)
+            if (!read_some(peer))
+                return NULL;
+        if (peer->read->data[length] == '\n')
+            break;
+    }
     char *line = g_strndup((const char *)peer->read->data, length);
     g_byte_array_remove_range(peer->read, 0, length + 1);
     return line;

@@ -252,9 +252,8 @@ static void check_blocks(JsonNode *blocks, gconstpointer data) {
 }
 
 static void test_wrong_answers_do_no_harm(void) {
-    guint n_mutations = json_mutate(BLOCKS, check_blocks, NULL);
-    g_test_message("%u answers", n_mutations);
-    g_assert_cmpuint(n_mutations, >, 1000);
+    static const char some[] = "[" BLOCK_DRIVE "," BLOCK_SCSI "," BLOCK_EMPTY_CD "," BLOCK_UNUSED "]";
+    g_assert_cmpuint(json_mutate(some, check_blocks, NULL), >, 500);
 }
 
 static void check_objects(JsonNode *objects, gconstpointer data) {
