@@ -117,10 +117,10 @@ static gboolean agent_call(VmsnapAgent *agent, const char *verb, const char *com
     if (json_object_has_member(object, "return"))
         return TRUE;
     JsonNode *refusal = json_object_get_member(object, "error");
-    JsonNode *words = refusal && JSON_NODE_HOLDS_OBJECT(refusal)
-                          ? vmsnap_json_find(json_node_get_object(refusal), "desc", G_TYPE_STRING)
-                          : NULL;
-    set_error(error, verb, words ? json_node_get_string(words) : "the guest agent gives no reason");
+    g_autofree char *words = refusal && JSON_NODE_HOLDS_OBJECT(refusal)
+                                 ? vmsnap_json_dup_words(json_node_get_object(refusal), "desc")
+                                 : NULL;
+    set_error(error, verb, words ? words : "the guest agent gives no reason");
     return FALSE;
 }
 

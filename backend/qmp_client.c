@@ -146,9 +146,8 @@ static JsonNode *answer_wait(VmsnapQmp *qmp, guint64 id, GError **error) {
 
 static void set_refused_error(GError **error, JsonObject *answer) {
     JsonObject *refusal = object_member(answer, "error");
-    JsonNode *description = refusal ? vmsnap_json_find(refusal, "desc", G_TYPE_STRING) : NULL;
-    g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED,
-                        description ? json_node_get_string(description) : "QEMU gives no reason");
+    g_autofree char *words = refusal ? vmsnap_json_dup_words(refusal, "desc") : NULL;
+    g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED, words ? words : "QEMU gives no reason");
 }
 
 static JsonNode *call(VmsnapQmp *qmp, int fd, GError **error, const char *command, GVariant *arguments) {

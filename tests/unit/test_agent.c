@@ -94,6 +94,7 @@ static void check_freeze_fails(const Habit *habit, gboolean is_unknown, unsigned
     g_assert_cmpint(unknown, ==, is_unknown);
     g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
     g_assert_true(g_str_has_prefix(error->message, "failed to freeze the guest's filesystems: "));
+    g_assert_true(g_utf8_validate(error->message, -1, NULL));
     g_assert_nonnull(strstr(error->message, said));
     agent_end(agent, &peer);
 }
@@ -197,6 +198,7 @@ static void test_a_refusal_is_told_in_the_words_of_the_agent(void) {
         const char *said;
     } refusals[] = {
         {"{\"error\": {\"class\": \"GenericError\", \"desc\": \"it is frozen\"}}\n", "it is frozen"},
+        {"{\"error\": {\"desc\": \"a\\u001b[31m\\r\\nb\\u0085ü\\ud800c\"}}\n", "a [31m  b ü"},
         {"{\"error\": {\"class\": \"GenericError\"}}\n", "gives no reason"},
         {"{\"error\": {\"desc\": 5}}\n", "gives no reason"},
         {"{\"error\": null}\n", "gives no reason"},
@@ -208,6 +210,20 @@ static void test_a_refusal_is_told_in_the_words_of_the_agent(void) {
         habit.answer = refusals[i].answer;
         check_freeze_fails(&habit, FALSE, TIMEOUT_MS, refusals[i].said);
     }
+}
+
+static void test_a_refusal_is_not_told_at_any_length(void) {
+    FakePeer peer;
+    gboolean unknown;
+    g_autoptr(GError) error = NULL;
+    g_autofree char *words = g_strnfill(100000, 'x');
+    g_autofree char *refusal = g_strdup_printf("{\"error\": {\"desc\": \"%s\"}}\n", words);
+    Habit habit = good;
+    habit.answer = refusal;
+    VmsnapAgent *agent = agent_of(&peer, &habit, TIMEOUT_MS);
+    g_assert_false(vmsnap_agent_freeze(agent, &unknown, &error));
+    g_assert_cmpuint(strlen(error->message), <, 1000);
+    agent_end(agent, &peer);
 }
 
 /* Which comes before the next sync is answered. Says in the end what it thinks of the thaw. */
@@ -287,6 +303,7 @@ int main(int argc, char **argv) {
     g_test_add_func("/agent/half-an-answer-is-none", test_half_an_answer_is_none);
     g_test_add_func("/agent/a-refusal-is-told-in-the-words-of-the-agent",
                     test_a_refusal_is_told_in_the_words_of_the_agent);
+    g_test_add_func("/agent/a-refusal-is-not-told-at-any-length", test_a_refusal_is_not_told_at_any_length);
     g_test_add_func("/agent/a-late-answer-to-freeze-is-not-that-to-thaw",
                     test_a_late_answer_to_freeze_is_not_that_to_thaw);
     g_test_add_func("/agent/a-thaw-is-sent-even-to-an-agent-that-is-late",

@@ -213,6 +213,7 @@ static void test_a_refusal_is_told_in_the_words_of_qemu(void) {
                        "Node is busy");
     check_answer_fails("{\"error\": {\"class\": \"GenericError\", \"desc\": \"Invalid JSON\"}}", refused,
                        "Invalid JSON");
+    check_answer_fails("{\"error\": {\"desc\": \"a\\n\\u0007b\"}, \"id\": @}", refused, "a  b");
     check_answer_fails("{\"error\": {\"class\": \"GenericError\"}, \"id\": @}", refused, "gives no reason");
     check_answer_fails("{\"error\": {\"desc\": []}, \"id\": @}", refused, "gives no reason");
     check_answer_fails("{\"error\": null, \"id\": @}", refused, "gives no reason");
