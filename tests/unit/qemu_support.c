@@ -7,6 +7,8 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 const char *const qemu_devices[QEMU_N_DISKS] = {"/machine/peripheral/vda/virtio-backend", "/machine/peripheral/sda"};
@@ -124,5 +126,15 @@ int qemu_make_image(const Qemu *qemu, const char *name) {
     int fd = openat(directory_fd, name, O_RDWR | O_CLOEXEC);
     g_assert_cmpint(fd, >=, 0);
     (void)close(directory_fd);
+    return fd;
+}
+
+int qemu_listen_at(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    (void)unlink(path);
+    (void)g_strlcpy(address.sun_path, path, sizeof address.sun_path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(bind(fd, (const struct sockaddr *)&address, sizeof address), ==, 0);
+    g_assert_cmpint(listen(fd, 1), ==, 0);
     return fd;
 }

@@ -42,3 +42,6 @@ gboolean qemu_io(const Qemu *qemu, const char *where, const char *command);
 
 /** Returns: a descriptor of a new, empty qcow2 image of a disk's size, in QEMU's directory. */
 int qemu_make_image(const Qemu *qemu, const char *name);
+
+/** Returns: a descriptor of a socket that listens at @path, whatever was there. */
+int qemu_listen_at(const char *path);

@@ -14,8 +14,13 @@
 
 #define TIMEOUT_MS 60000
 #define SHORT_MS 50
+/* With sanitizers each byte takes its time. */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define HUGE_BYTES ((size_t)4 << 20)
+#else
 #define HUGE_BYTES ((size_t)20 << 20)
-#define LONG_BYTES ((size_t)4 << 20)
+#endif
+#define LONG_BYTES ((size_t)1 << 20)
 #define EVENT "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \"event\": \"RESUME\"}\r\n"
 
 static VmsnapQmp *enter(const FakePeer *peer) {

@@ -12,8 +12,6 @@
 #include "vmsnap/error.h"
 
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #define UUID "0123abcd-0000-4000-8000-000000000000"
@@ -64,19 +62,8 @@ static void check_is_as_before(const Fixture *fixture) {
     g_assert_true(g_str_equal(now, fixture->before));
 }
 
-/* Returns: a descriptor */
-static int listen_at(const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    (void)unlink(path);
-    (void)g_strlcpy(address.sun_path, path, sizeof address.sun_path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    g_assert_cmpint(bind(fd, (const struct sockaddr *)&address, sizeof address), ==, 0);
-    g_assert_cmpint(listen(fd, 1), ==, 0);
-    return fd;
-}
-
 static gboolean start_server(const Fixture *fixture, VmsnapQmp *qmp, GError **error) {
-    int fd = listen_at(fixture->nbd_socket);
+    int fd = qemu_listen_at(fixture->nbd_socket);
     gboolean started = vmsnap_qmp_server_start(qmp, fd, error);
     (void)close(fd);
     return started;
