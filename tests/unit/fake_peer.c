@@ -29,7 +29,7 @@ static gpointer peer_run(gpointer data) {
 }
 
 void fake_peer_start(FakePeer *peer, FakePeerFunc serve, gconstpointer data) {
-    *peer = (FakePeer){.serve = serve, .data = data, .fd = -1, .received_fd = -1};
+    *peer = (FakePeer){.serve = serve, .data = (gpointer)data, .fd = -1, .received_fd = -1};
     peer->directory = g_dir_make_tmp("vmsnap-XXXXXX", NULL);
     peer->socket = g_build_filename(peer->directory, "peer.sock", NULL);
     peer->read = g_byte_array_new();

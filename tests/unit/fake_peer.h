@@ -22,8 +22,8 @@ struct FakePeer {
     int listen_fd;
     GThread *thread;
     FakePeerFunc serve;
-    gconstpointer data; /* for serve; not owned */
-    int number;         /* for serve; atomic */
+    gpointer data; /* for serve; not owned, nor to be changed but by whoever gave it */
+    int number;    /* for serve; atomic */
     /* The rest is the thread's until fake_peer_stop(). */
     int fd;           /* of the client */
     int received_fd;  /* the last one that came along, owned; or -1 */

@@ -80,12 +80,17 @@ static gboolean insert(const Fixture *fixture, guint place, VmsnapQmp *qmp, GErr
 }
 
 static gboolean insert_all(const Fixture *fixture, VmsnapQmp *qmp, GError **error) {
-    return insert(fixture, 0, qmp, error) && insert(fixture, 1, qmp, error);
+    for (guint i = 0; i < fixture->graph->places->len; i++)
+        if (!insert(fixture, i, qmp, error))
+            return FALSE;
+    return TRUE;
 }
 
 static gboolean export_all(const Fixture *fixture, VmsnapQmp *qmp, GError **error) {
-    return vmsnap_qmp_graph_export(fixture->graph, 0, qmp, FALSE, error) &&
-           vmsnap_qmp_graph_export(fixture->graph, 1, qmp, TRUE, error);
+    for (guint i = 0; i < fixture->graph->places->len; i++)
+        if (!vmsnap_qmp_graph_export(fixture->graph, i, qmp, i % 2, error))
+            return FALSE;
+    return TRUE;
 }
 
 static gboolean begin(const Fixture *fixture, VmsnapQmp *qmp, GError **error) {
@@ -233,6 +238,8 @@ static gboolean end_anyhow(const Fixture *fixture, VmsnapQmp *qmp, GError **erro
 static void test_the_way_back_can_be_gone_on_with(Fixture *fixture, gconstpointer data) {
     gboolean done = FALSE;
     (void)data;
+    /* One disk, for the time it takes. */
+    g_ptr_array_set_size(fixture->graph->places, 1);
     for (int n_commands = 0; !done; n_commands++) {
         vmsnap_qmp_free(enter_and_begin(fixture));
         done = do_some(fixture, end_anyhow, n_commands);
