@@ -114,7 +114,8 @@ gboolean qemu_io(const Qemu *qemu, const char *where, const char *command) {
         vmsnap_qmp_call(qemu->qmp, &error, "human-monitor-command", "{'command-line': <%s>}", line);
     g_assert_no_error(error);
     const char *said = json_node_get_string(answer);
-    g_test_message("%s: %s", line, said);
+    g_autofree char *in_one_line = g_strescape(said, NULL);
+    g_test_message("%s: %s", line, in_one_line);
     return strlen(said) == 0 || (strstr(said, "ops;") && !strstr(said, "failed"));
 }
 

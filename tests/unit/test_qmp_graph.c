@@ -57,9 +57,7 @@ static VmsnapQmp *enter(const char *socket) {
 
 static void check_is_as_before(const Fixture *fixture) {
     g_autofree char *now = qemu_describe(&fixture->qemu);
-    if (!g_str_equal(now, fixture->before))
-        g_test_message("before: %s\nnow: %s", fixture->before, now);
-    g_assert_true(g_str_equal(now, fixture->before));
+    g_assert_cmpstr(now, ==, fixture->before);
 }
 
 static gboolean start_server(const Fixture *fixture, VmsnapQmp *qmp, GError **error) {
