@@ -19,6 +19,7 @@
 struct VmsnapAgent {
     VmsnapJsonSocket *socket; /* owned */
     unsigned timeout_ms;
+    gboolean owes; /* an answer that was given up may still come */
 };
 
 static gint64 deadline_of(const VmsnapAgent *agent) {
@@ -29,24 +30,53 @@ static void set_error(GError **error, const char *verb, const char *reason) {
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to %s: %s", verb, reason);
 }
 
+static char *sync_to_text(gint64 id) {
+    return g_strdup_printf(
+        "\xff{\"execute\": \"guest-sync-delimited\", \"arguments\": {\"id\": %" G_GINT64_FORMAT "}}\n", id);
+}
+
 /* Returns: whether it is the answer to our sync, and not that to somebody else's before us. */
 static gboolean is_sync(JsonNode *answer, gint64 id) {
     JsonNode *value = vmsnap_json_find(json_node_get_object(answer), "return", G_TYPE_INT64);
     return value && json_node_get_int(value) == id;
 }
 
-static gboolean agent_sync(VmsnapAgent *agent, GError **error) {
-    gint64 deadline_us = deadline_of(agent);
-    gint64 id = g_random_int_range(1, G_MAXINT);
-    g_autofree char *text = g_strdup_printf(
-        "\xff{\"execute\": \"guest-sync-delimited\", \"arguments\": {\"id\": %" G_GINT64_FORMAT "}}\n", id);
-    if (!vmsnap_json_socket_send(agent->socket, text, -1, deadline_us, error))
-        return FALSE;
+/* Each answer to a sync has its own byte 0xFF before it. */
+static gboolean sync_wait(VmsnapAgent *agent, gint64 id, gint64 deadline_us, GError **error) {
     for (;;) {
+        vmsnap_json_socket_skip(agent->socket);
         g_autoptr(JsonNode) answer = vmsnap_json_socket_receive(agent->socket, deadline_us, error);
         if (!answer || is_sync(answer, id))
             return answer != NULL;
     }
+}
+
+static gboolean agent_sync(VmsnapAgent *agent, GError **error) {
+    gint64 deadline_us = deadline_of(agent);
+    gint64 id = g_random_int_range(1, G_MAXINT);
+    g_autofree char *text = sync_to_text(id);
+    return vmsnap_json_socket_send(agent->socket, text, -1, deadline_us, error) &&
+           sync_wait(agent, id, deadline_us, error);
+}
+
+/*
+ * A command that follows one without an answer goes behind a sync, so that the answer to the one is not taken for that
+ * to the other; but not after it was answered: an agent that is busy for long is to do it when it can.
+ * Returns: (transfer full): the answer, or NULL with @error set.
+ */
+static JsonNode *agent_ask(VmsnapAgent *agent, const char *command, GError **error) {
+    gint64 deadline_us = deadline_of(agent);
+    gint64 id = g_random_int_range(1, G_MAXINT);
+    gboolean syncs = agent->owes;
+    g_autofree char *sync = syncs ? sync_to_text(id) : g_strdup("");
+    g_autofree char *text = g_strdup_printf("%s{\"execute\": \"%s\"}\n", sync, command);
+    agent->owes = TRUE;
+    if (!vmsnap_json_socket_send(agent->socket, text, -1, deadline_us, error) ||
+        (syncs && !sync_wait(agent, id, deadline_us, error)))
+        return NULL;
+    JsonNode *answer = vmsnap_json_socket_receive(agent->socket, deadline_us, error);
+    agent->owes = !answer;
+    return answer;
 }
 
 VmsnapAgent *vmsnap_agent_connect(const char *path, unsigned timeout_ms, int *ret_errno, GError **error) {
@@ -76,12 +106,8 @@ void vmsnap_agent_free(VmsnapAgent *agent) {
 /* @ret_unknown: set if there was no answer. Returns: FALSE with @error set, if it was not done. */
 static gboolean agent_call(VmsnapAgent *agent, const char *verb, const char *command, gboolean *ret_unknown,
                            GError **error) {
-    gint64 deadline_us = deadline_of(agent);
     g_autoptr(GError) reason = NULL;
-    g_autoptr(JsonNode) answer = NULL;
-    g_autofree char *text = g_strdup_printf("{\"execute\": \"%s\"}\n", command);
-    if (vmsnap_json_socket_send(agent->socket, text, -1, deadline_us, &reason))
-        answer = vmsnap_json_socket_receive(agent->socket, deadline_us, &reason);
+    g_autoptr(JsonNode) answer = agent_ask(agent, command, &reason);
     *ret_unknown = !answer;
     if (!answer) {
         set_error(error, verb, reason->message);
@@ -91,10 +117,10 @@ static gboolean agent_call(VmsnapAgent *agent, const char *verb, const char *com
     if (json_object_has_member(object, "return"))
         return TRUE;
     JsonNode *refusal = json_object_get_member(object, "error");
-    JsonNode *words = refusal && JSON_NODE_HOLDS_OBJECT(refusal)
-                          ? vmsnap_json_find(json_node_get_object(refusal), "desc", G_TYPE_STRING)
-                          : NULL;
-    set_error(error, verb, words ? json_node_get_string(words) : "the guest agent gives no reason");
+    g_autofree char *words = refusal && JSON_NODE_HOLDS_OBJECT(refusal)
+                                 ? vmsnap_json_dup_words(json_node_get_object(refusal), "desc")
+                                 : NULL;
+    set_error(error, verb, words ? words : "the guest agent gives no reason");
     return FALSE;
 }
 

@@ -5,13 +5,16 @@
 
 #include <string.h>
 
+/* A name of a file has up to 255 bytes (NAME_MAX), of which something is left for what follows: ".since-c1.qcow2". */
+#define MAX_NAME_BYTES 200
+
 void vmsnap_drive_clear(VmsnapDrive *drive) {
     g_free(drive->name);
     g_free(drive->source);
 }
 
 gboolean vmsnap_drive_name_is_safe(const char *name) {
-    return name && name[0] && name[0] != '.' && !strchr(name, '/');
+    return name && name[0] && name[0] != '.' && !strchr(name, '/') && strlen(name) <= MAX_NAME_BYTES;
 }
 
 static const VmsnapDrive *drive_find(const GPtrArray *drives, const char *name) {

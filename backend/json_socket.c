@@ -113,6 +113,10 @@ gboolean vmsnap_json_socket_send(VmsnapJsonSocket *socket, const char *text, int
     return TRUE;
 }
 
+void vmsnap_json_socket_skip(VmsnapJsonSocket *socket) {
+    vmsnap_json_stream_skip(socket->stream);
+}
+
 static gboolean receive_some(VmsnapJsonSocket *socket, gint64 deadline_us, GError **error) {
     char buffer[65536];
     ssize_t length;

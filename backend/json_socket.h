@@ -34,6 +34,9 @@ int vmsnap_json_socket_get_fd(const VmsnapJsonSocket *socket);
 gboolean vmsnap_json_socket_send(VmsnapJsonSocket *socket, const char *text, int fd, gint64 deadline_us,
                                  GError **error);
 
+/** What comes before the next byte 0xFF is dropped, whatever it is. */
+void vmsnap_json_socket_skip(VmsnapJsonSocket *socket);
+
 /**
  * vmsnap_json_socket_receive:
  *

@@ -20,7 +20,8 @@ struct VmsnapJsonStream {
     size_t scanned;    /* how far it was looked at */
     unsigned depth;
     gboolean in_string;
-    gboolean escaped; /* the byte before was a backslash in a string */
+    gboolean escaped;  /* the byte before was a backslash in a string */
+    gboolean skipping; /* until RESYNC_BYTE */
 };
 
 VmsnapJsonStream *vmsnap_json_stream_new(size_t max_bytes) {
@@ -38,7 +39,9 @@ void vmsnap_json_stream_free(VmsnapJsonStream *stream) {
 }
 
 void vmsnap_json_stream_push(VmsnapJsonStream *stream, const char *data, size_t length) {
-    g_byte_array_remove_range(stream->bytes, 0, (guint)stream->begin);
+    /* To remove nothing moves all the rest to where it is. */
+    if (stream->begin > 0)
+        g_byte_array_remove_range(stream->bytes, 0, (guint)stream->begin);
     stream->scanned -= stream->begin;
     stream->begin = 0;
     g_byte_array_append(stream->bytes, (const guint8 *)data, (guint)length);
@@ -49,6 +52,10 @@ static void stream_begin_anew(VmsnapJsonStream *stream) {
     stream->begin = stream->scanned;
     stream->depth = 0;
     stream->in_string = stream->escaped = FALSE;
+}
+
+void vmsnap_json_stream_skip(VmsnapJsonStream *stream) {
+    stream->skipping = TRUE;
 }
 
 static gboolean set_error(GError **error, const char *reason) {
@@ -85,7 +92,9 @@ static gboolean stream_scan(VmsnapJsonStream *stream, gboolean *ret_found, GErro
     *ret_found = FALSE;
     while (stream->scanned < stream->bytes->len && !*ret_found) {
         guint8 byte = stream->bytes->data[stream->scanned++];
-        if (byte == RESYNC_BYTE || (stream->depth == 0 && g_ascii_isspace(byte)))
+        if (byte == RESYNC_BYTE)
+            stream->skipping = FALSE;
+        if (byte == RESYNC_BYTE || stream->skipping || (stream->depth == 0 && g_ascii_isspace(byte)))
             stream_begin_anew(stream);
         else if (stream->depth == 0 && byte != '{')
             return set_error(error, "it sends something else than JSON objects");

@@ -19,6 +19,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapJsonStream, vmsnap_json_stream_free)
 /** Adds what has come. */
 void vmsnap_json_stream_push(VmsnapJsonStream *stream, const char *data, size_t length);
 
+/** All until the next byte 0xFF is dropped, whatever it is: what somebody else has left. */
+void vmsnap_json_stream_skip(VmsnapJsonStream *stream);
+
 /**
  * vmsnap_json_stream_pop:
  * @ret_node: (transfer full): the next object, or NULL if it is not whole yet

@@ -4,6 +4,7 @@
 #include "vmsnap/error.h"
 
 #define MAX_DEPTH 16
+#define MAX_WORDS_CHARACTERS 500
 
 /* json-glib goes as deep as the text does, until there is no stack left. What is in strings counts as well. */
 static gboolean is_shallow(const char *text) {
@@ -29,4 +30,19 @@ JsonNode *vmsnap_json_parse(const char *text, GError **error) {
 JsonNode *vmsnap_json_find(JsonObject *object, const char *name, GType type) {
     JsonNode *node = json_object_get_member(object, name);
     return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == type ? node : NULL;
+}
+
+/* It goes to terminals, logs and status.json. */
+char *vmsnap_json_dup_words(JsonObject *object, const char *name) {
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_STRING);
+    if (!node)
+        return NULL;
+    g_autofree char *valid = g_utf8_make_valid(json_node_get_string(node), -1);
+    g_autoptr(GString) words = g_string_new(NULL);
+    const char *c = valid;
+    for (int n = 0; *c && n < MAX_WORDS_CHARACTERS; c = g_utf8_next_char(c), n++) {
+        gunichar read = g_utf8_get_char(c);
+        g_string_append_unichar(words, g_unichar_iscntrl(read) ? ' ' : read);
+    }
+    return g_string_free(g_steal_pointer(&words), FALSE);
 }

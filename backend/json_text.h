@@ -12,5 +12,13 @@
  */
 JsonNode *vmsnap_json_parse(const char *text, GError **error);
 
+/**
+ * vmsnap_json_dup_words:
+ *
+ * Returns: (transfer full): a member that is text for people, or NULL: on one line, valid, and not too long, whatever
+ * was sent.
+ */
+char *vmsnap_json_dup_words(JsonObject *object, const char *name);
+
 /** Returns: (transfer none): the member of that name if it is of that type of value, or NULL. */
 JsonNode *vmsnap_json_find(JsonObject *object, const char *name, GType type);

@@ -128,10 +128,10 @@ static char *command_to_text(guint64 id, const char *command, GVariant *argument
 
 /* An answer to text that QEMU could not read at all has no id. */
 static gboolean is_answer_to(JsonObject *message, guint64 id) {
-    JsonNode *node = json_object_get_member(message, "id");
-    if (!node)
+    if (!json_object_has_member(message, "id"))
         return json_object_has_member(message, "error");
-    return JSON_NODE_HOLDS_VALUE(node) && json_node_get_int(node) == (gint64)id;
+    JsonNode *node = vmsnap_json_find(message, "id", G_TYPE_INT64);
+    return node && json_node_get_int(node) == (gint64)id;
 }
 
 /* Events are dropped, and so are answers to whatever else. Returns: (transfer full) */
@@ -146,9 +146,8 @@ static JsonNode *answer_wait(VmsnapQmp *qmp, guint64 id, GError **error) {
 
 static void set_refused_error(GError **error, JsonObject *answer) {
     JsonObject *refusal = object_member(answer, "error");
-    JsonNode *description = refusal ? vmsnap_json_find(refusal, "desc", G_TYPE_STRING) : NULL;
-    g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED,
-                        description ? json_node_get_string(description) : "QEMU gives no reason");
+    g_autofree char *words = refusal ? vmsnap_json_dup_words(refusal, "desc") : NULL;
+    g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED, words ? words : "QEMU gives no reason");
 }
 
 static JsonNode *call(VmsnapQmp *qmp, int fd, GError **error, const char *command, GVariant *arguments) {

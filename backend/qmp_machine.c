@@ -69,7 +69,7 @@ static gboolean name_is_taken(const GPtrArray *drives, const char *name) {
 static char *name_choose(const GPtrArray *drives, const char *id, const char *drive, const char *node) {
     const char *const names[] = {id, drive, node};
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++)
-        if (vmsnap_drive_name_is_safe(names[i]) && names[i][0] != '#' && !name_is_taken(drives, names[i]))
+        if (names[i] && vmsnap_drive_name_is_safe(names[i]) && names[i][0] != '#' && !name_is_taken(drives, names[i]))
             return g_strdup(names[i]);
     for (guint number = drives->len;; number++) {
         g_autofree char *name = g_strdup_printf("disk%u", number);

@@ -7,6 +7,7 @@
 #define NAME "probe"
 #define LENGTH 4096
 
+/* Whoever waits for it holds it. */
 typedef struct {
     char *path;
     gboolean done; /* guarded by probe_lock */
@@ -15,7 +16,15 @@ typedef struct {
 /* The one that is under way in this process: while a filesystem hangs, one thread that waits for it is enough. */
 static GMutex probe_lock;
 static GCond probe_changed;
-static Probe *probe; /* guarded by probe_lock; owned */
+static Probe *probe; /* guarded by probe_lock, as are references to it; its thread's */
+
+static void probe_clear(gpointer data) {
+    g_free(((Probe *)data)->path);
+}
+
+static void probe_unref_locked(Probe *held) {
+    g_rc_box_release_full(held, probe_clear);
+}
 
 static gpointer probe_run(gpointer data) {
     static const char content[LENGTH];
@@ -28,42 +37,38 @@ static gpointer probe_run(gpointer data) {
     }
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&probe_lock);
     own->done = TRUE;
+    probe = NULL;
     g_cond_broadcast(&probe_changed);
+    probe_unref_locked(own);
     return NULL;
 }
 
-static void probe_free_locked(void) {
-    g_free(probe->path);
-    g_clear_pointer(&probe, g_free);
-}
-
-/* Without a thread nothing is known, and to wait helps nobody. Returns: whether there is one that can be waited for. */
-static gboolean probe_begin_locked(const char *directory) {
-    if (probe && probe->done)
-        probe_free_locked();
+/* Without a thread nothing is known, and to wait helps nobody. Returns: one that can be waited for, or NULL. */
+static Probe *probe_ref_or_begin_locked(const char *directory) {
     if (probe)
-        return TRUE;
-    probe = g_new0(Probe, 1);
-    probe->path = g_build_filename(directory, NAME, NULL);
-    GThread *thread = g_thread_try_new("vmsnap-probe", probe_run, probe, NULL);
-    if (thread) {
-        g_thread_unref(thread);
-        return TRUE;
+        return g_rc_box_acquire(probe);
+    Probe *begun = g_rc_box_new0(Probe);
+    begun->path = g_build_filename(directory, NAME, NULL);
+    GThread *thread = g_thread_try_new("vmsnap-probe", probe_run, begun, NULL);
+    if (!thread) {
+        probe_unref_locked(begun);
+        return NULL;
     }
-    probe_free_locked();
-    return FALSE;
+    g_thread_unref(thread);
+    probe = begun;
+    return g_rc_box_acquire(begun);
 }
 
 gboolean vmsnap_scratch_answers(const char *directory, unsigned timeout_ms) {
     gint64 deadline_us = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&probe_lock);
-    if (!probe_begin_locked(directory))
+    Probe *waited_for = probe_ref_or_begin_locked(directory);
+    if (!waited_for)
         return TRUE;
-    while (!probe->done)
+    while (!waited_for->done)
         if (!g_cond_wait_until(&probe_changed, &probe_lock, deadline_us))
             break;
-    gboolean answered = probe->done;
-    if (answered)
-        probe_free_locked();
+    gboolean answered = waited_for->done;
+    probe_unref_locked(waited_for);
     return answered;
 }

@@ -92,7 +92,7 @@ void vmsnap_release_free(VmsnapRelease *release) {
 }
 
 static gboolean bit_get(const uint64_t *words, uint64_t bit) {
-    return words[bit / BITS_PER_WORD] >> bit % BITS_PER_WORD & 1;
+    return (words[bit / BITS_PER_WORD] >> bit % BITS_PER_WORD & 1) != 0;
 }
 
 static void bit_set(uint64_t *words, uint64_t bit, gboolean value) {

@@ -3,7 +3,7 @@
  * Bytes that tell of a format, disks, what has changed of them, and reads: the files must be what parsers of their own
  * expect, and each read a part of the whole. For libFuzzer, or for driver.c.
  */
-#include "fuzz_layout.h"
+#include "fuzz.h"
 
 #include "tests/unit/extents.h"
 #include "tests/unit/memory_backend.h"
@@ -13,6 +13,8 @@
 #define MAX_EXTENTS 32
 #define MAX_READS 16
 #define SECTOR_BYTES 512
+
+const char fuzz_name[] = "fuzz-layout";
 
 typedef struct {
     const uint8_t *data;

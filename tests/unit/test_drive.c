@@ -82,6 +82,9 @@ static void test_names_become_names_of_files(void) {
         g_assert_false(vmsnap_drive_name_is_safe(unsafe[i]));
     for (size_t i = 0; i < G_N_ELEMENTS(safe); i++)
         g_assert_true(vmsnap_drive_name_is_safe(safe[i]));
+    g_autofree char *longest = g_strnfill(200, 'x'), *longer = g_strnfill(201, 'x');
+    g_assert_true(vmsnap_drive_name_is_safe(longest));
+    g_assert_false(vmsnap_drive_name_is_safe(longer));
 }
 
 int main(int argc, char **argv) {
