@@ -353,7 +353,7 @@ def main():
     peers.signal_to_exit()
     options = parse_arguments()
     # As large as what is written to one of so many.
-    sizes = [options.dirty // next(count for count in options.counts if count > place)
+    sizes = [options.dirty // next(count for count in (1, *options.counts) if count > place)
              for place in range(max(options.counts))]
     if shutil.disk_usage(lib.SANDBOX).free < 2 * sum(sizes):
         sys.exit(f'instant: needs {2 * sum(sizes) // lib.MIB} MiB in {lib.SANDBOX.parent}')

@@ -227,7 +227,7 @@ set border 3
 set xtics nomirror
 set ytics nomirror
 set lmargin 10
-set rmargin at screen 0.65
+set rmargin at screen 0.62
 set key at screen 0.99,graph 1 right top vertical samplen 2
 set xrange [0:*]
 {parts}
