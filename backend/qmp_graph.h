@@ -89,5 +89,10 @@ gboolean vmsnap_qmp_server_start(VmsnapQmp *qmp, int listen_fd, GError **error);
  */
 gboolean vmsnap_qmp_server_stop(VmsnapQmp *qmp, const char *socket, GError **error);
 
-/** Writes to disk what the kernel has of the image files, so that QEMU need not while the guest's requests wait. */
+/**
+ * vmsnap_qmp_graph_sync_images:
+ *
+ * Writes to disk what the kernel has of the image files, so that QEMU need not while the guest's requests wait; several
+ * times if the guest goes on writing. Blocks.
+ */
 void vmsnap_qmp_graph_sync_images(const VmsnapQmpGraph *graph);

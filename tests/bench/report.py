@@ -8,6 +8,7 @@ import re
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib import SANDBOX, run
@@ -185,6 +186,52 @@ set ytics nomirror
 set key outside top right horizontal samplen 2
 set style fill solid noborder
 plot {", ".join(plots)}
+''')
+    run('gnuplot', script)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a chart: LINES are {name: [(x, y)]}, and LABEL says what y is."""
+    label: str
+    lines: dict
+    logarithmic: bool = False
+
+
+def draw_lines(path, title, label, panels):
+    """A chart of PANELS, one below the other, over the same x, which LABEL names."""
+    parts = ''
+    for number, panel in enumerate(panels):
+        values = [y for points in panel.lines.values() for _, y in points]
+        low, high = (min(values) / 2, 3 * max(values)) if panel.logarithmic else (0, 1.1 * max(values))
+        data, plots = '', []
+        for place, (name, points) in enumerate(panel.lines.items()):
+            block = f'$panel{number}line{place}'
+            data += f'{block} << END\n' + ''.join(f'{x} {y:.4g}\n' for x, y in points) + 'END\n'
+            plots.append(f'{block} with linespoints linewidth 2 pointtype 7 pointsize 0.4 '
+                         f'linecolor rgb "{COLOURS[place % len(COLOURS)]}" title "{name}"')
+        parts += f'''{data}
+{"set logscale y" if panel.logarithmic else "unset logscale y"}
+set yrange [{low:.4g}:{high:.4g}]
+set ylabel "{panel.label}"
+{f'set xlabel "{label}"' if number == len(panels) - 1 else 'unset xlabel'}
+plot {", ".join(plots)}
+'''
+    script = SANDBOX / 'chart.gnuplot'
+    script.write_text(f'''
+set terminal svg size 900,{60 + 270 * len(panels)} font "sans-serif,12" background "white"
+set output "{path}"
+set multiplot layout {len(panels)},1 title "{title}"
+set grid back linetype 1 linewidth 1 linecolor rgb "#dddddd"
+set border 3
+set xtics nomirror
+set ytics nomirror
+set lmargin 10
+set rmargin at screen 0.62
+set key at screen 0.99,graph 1 right top vertical samplen 2
+set xrange [0:*]
+{parts}
+unset multiplot
 ''')
     run('gnuplot', script)
 

@@ -3,7 +3,7 @@
 /*
  * Runs in the guest: how long writes to a disk take while they are wanted at a steady pace.
  *
- *     latency START SIZE PACE SECONDS DISK
+ *     latency START SIZE PACE SECONDS DISK [each]
  *
  * PACE times a second, a block of 4 KiB in a random place of SIZE bytes from START on is due: the same places in each
  * run. One after the other they are written past the caches, to be there when write() returns, and what is told of each
@@ -12,6 +12,9 @@
  * with times in microseconds:
  *
  *     due N written N elapsed N p50 N p99 N max N
+ *
+ * With "each", a line for each write that was done comes before it, in their order: when it was due after the
+ * beginning, and how long it took. At a pace of more than what can be done, they are writes without a pause.
  */
 
 #include <errno.h>
@@ -82,14 +85,19 @@ static uint64_t percentile(const uint64_t *times, uint64_t count, uint64_t perce
     return times[(count * percent + 99) / 100 - 1];
 }
 
+static void print_each(const uint64_t *times, uint64_t count, uint64_t pace) {
+    for (uint64_t i = 0; i < count; i++)
+        printf("%" PRIu64 " %" PRIu64 "\n", i * 1000000 / pace, times[i]);
+}
+
 int main(int argc, char **argv) {
     _Alignas(BLOCK) static uint64_t block[BLOCK / sizeof(uint64_t)];
     uint64_t random = UINT64_C(0x9e3779b97f4a7c15), begin, end, due, written = 0, *times;
     Work work;
     int fd;
 
-    if (argc != 6 || !parse_work(argv + 1, &work)) {
-        fprintf(stderr, "usage: latency START SIZE PACE SECONDS DISK\n");
+    if (argc < 6 || argc > 7 || !parse_work(argv + 1, &work) || (argc == 7 && strcmp(argv[6], "each") != 0)) {
+        fprintf(stderr, "usage: latency START SIZE PACE SECONDS DISK [each]\n");
         return 2;
     }
     due = work.pace * work.seconds;
@@ -121,6 +129,8 @@ int main(int argc, char **argv) {
     for (uint64_t i = written; i < due; i++)
         times[i] = end - (begin + i * 1000000 / work.pace);
 
+    if (argc == 7)
+        print_each(times, written, work.pace);
     qsort(times, due, sizeof(*times), compare);
     printf("due %" PRIu64 " written %" PRIu64 " elapsed %" PRIu64 " p50 %" PRIu64 " p99 %" PRIu64 " max %" PRIu64 "\n",
            due, written, end - begin, percentile(times, due, 50), percentile(times, due, 99), times[due - 1]);

@@ -53,7 +53,8 @@ run_stalled() {
 truncate -s 1M disk
 misused "no arguments"
 misused "one too few" 0 4096 10 1
-misused "one too many" 0 4096 10 1 disk more
+misused "a word that it does not know" 0 4096 10 1 disk more
+misused "one too many" 0 4096 10 1 disk each more
 misused "start is not a block's" 512 4096 10 1 disk
 misused "size is not of blocks" 0 5000 10 1 disk
 misused "no size" 0 0 10 1 disk
@@ -84,5 +85,12 @@ report $? "a stall is one for all that wait"
 run_stalled 2 0 1048576 100 2 disk
 [ "$(figure due)" -eq 200 ] && [ "$(figure written)" -lt 150 ] && [ "$(figure p50)" -ge 400000 ]
 report $? "what is not written in time counts, too"
+
+
+run 0 1048576 100 1 disk each
+[ "$(wc -l <output)" -eq $(($(figure written) + 1)) ] &&
+  [ "$(sed '$d' output | cut -d ' ' -f 1 | sed -n '1p;2p;11p' | tr '\n' ' ')" = "0 10000 100000 " ] &&
+  [ "$(sed '$d' output | cut -d ' ' -f 2 | sort -n | tail -n 1)" -le "$(figure max)" ]
+report $? "each write, in its order"
 
 echo "1..$count"

@@ -17,6 +17,8 @@ BENCH = Path(__file__).resolve().parent.parent / 'bench/bench.py'
 IMPACT = BENCH.with_name('impact.py')
 INCREMENTAL = BENCH.with_name('incremental.py')
 NBD = BENCH.with_name('nbd.py')
+RELEASE = BENCH.with_name('release.py')
+INSTANT = BENCH.with_name('instant.py')
 
 BRIDGES = {'nbdfuse', 'QEMU FUSE'}
 FILES = {'nbdcopy', *BRIDGES}
@@ -89,7 +91,7 @@ def helpers():
     for directory in Path('/proc').glob('[0-9]*'):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             command = (directory / 'cmdline').read_bytes().split(b'\0')[0].decode()
-            if Path(command).name in ('nbdfuse', 'nbdkit', 'cat', 'qemu-system-x86_64', 'mount.vmsnap'):
+            if Path(command).name in ('nbdfuse', 'nbdkit', 'cat', 'dd', 'qemu-system-x86_64', 'mount.vmsnap'):
                 found.add(f'process {directory.name}, {command}')
     return found
 
@@ -234,3 +236,85 @@ class Incremental(unittest.TestCase):
         lines = cells(self.printed)
         self.assertEqual({len(line) for line in lines}, {len(lines[0])})
         self.assertEqual([line[0] for line in lines[2:]], [case['title'] for case in self.figures['cases']])
+
+
+class Release(unittest.TestCase):
+    """A short measurement over the course of a backup, with and without release."""
+
+    CASES = ['plain', 'release']
+
+    @classmethod
+    def setUpClass(cls):
+        cls.output = lib.SANDBOX / 'release'
+        cls.before = helpers()
+        cls.printed = run(RELEASE, '--smoke', '--output', cls.output, timeout=300).stdout
+        cls.after = helpers()
+        cls.figures = json.loads((cls.output / 'release.json').read_text())
+
+    def test_figures(self):
+        self.assertEqual([case['name'] for case in self.figures['cases']], self.CASES)
+        for case in self.figures['cases']:
+            with self.subTest(case=case['name']):
+                [figures] = case['rounds']
+                self.assertEqual(len(figures['tenths']), 10)
+                for each in (figures, *figures['tenths'], *self.figures['without']):
+                    self.assertGreater(each['writes'], 0)
+                    self.assertTrue(0 < each['p50'] <= each['p99'], each)
+                ends = [tenth['seconds'] for tenth in figures['tenths']]
+                self.assertEqual(ends, sorted(ends))
+                self.assertGreater(figures['copied'], 0)
+                self.assertLessEqual(figures['copied'], figures['writes'])
+
+    def test_release_spares(self):
+        # What does not depend on how fast anything is: the writes are the same, and what has been read is not copied.
+        plain, release = (case['rounds'][0] for case in self.figures['cases'])
+        self.assertEqual(plain['scratch'], plain['scratch-most'])
+        self.assertLess(release['scratch'], plain['scratch'] / 4)
+        self.assertLess(release['share'], plain['share'])
+        self.assertLess(release['tenths'][-1]['copied'], plain['tenths'][-1]['copied'] / 2)
+
+    def test_nothing_left(self):
+        self.assertEqual(self.after - self.before, set())
+
+    def test_table(self):
+        self.assertEqual(self.printed, (self.output / 'release.md').read_text())
+        lines = cells(self.printed)
+        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+        self.assertEqual([line[0] for line in lines[2:]],
+                         [*(f'{percent} %' for percent in range(10, 101, 10)), 'whole'])
+
+    def test_chart(self):
+        text = ' '.join(ElementTree.parse(self.output / 'release.svg').getroot().itertext())
+        for name in ('scratch', 'MiB', 'progress', 'p50', 'p99', *(case['title'] for case in self.figures['cases'])):
+            self.assertIn(name, text)
+
+
+class Instant(unittest.TestCase):
+    """A short measurement of the ways to an instant of all disks, each of which is undone before the next one."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.output = lib.SANDBOX / 'instant'
+        cls.before = helpers()
+        cls.printed = run(INSTANT, '--smoke', '--output', cls.output, timeout=300).stdout
+        cls.after = helpers()
+        cls.figures = json.loads((cls.output / 'instant.json').read_text())
+
+    def test_figures(self):
+        expected = {(way, state, 1 if way == 'none' else 2) for way in ('none', 'reopen', 'stop', 'transaction')
+                    for state in ('clean', 'dirty', 'synced')}
+        self.assertEqual({(each['way'], each['page-cache'], each['disks']) for each in self.figures['instants']},
+                         expected)
+        for each in self.figures['instants']:
+            [figures] = each['rounds']
+            self.assertGreater(figures['command'], 0)
+            self.assertGreater(figures['gap'], 0)
+
+    def test_nothing_left(self):
+        self.assertEqual(self.after - self.before, set())
+
+    def test_table(self):
+        self.assertEqual(self.printed, (self.output / 'instant.md').read_text())
+        lines = cells(self.printed)
+        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+        self.assertEqual([line[1] for line in lines[2:]], ['2'] * 3)
