@@ -199,6 +199,11 @@ char *vmsnap_snapshot_dup_break_reason(VmsnapSnapshot *snapshot) {
     return g_strdup(snapshot->break_reason);
 }
 
+static gboolean crosses_boundary(const VmsnapDisk *disk, uint64_t offset, uint64_t length) {
+    uint64_t boundary_bytes = disk->boundary_bytes;
+    return boundary_bytes > 0 && offset / boundary_bytes != (offset + length - 1) / boundary_bytes;
+}
+
 static void disk_check_range(const VmsnapDisk *disk, uint64_t offset, uint64_t length) {
     g_assert(length > 0 && length <= disk->size_bytes && offset <= disk->size_bytes - length);
 }
@@ -206,6 +211,7 @@ static void disk_check_range(const VmsnapDisk *disk, uint64_t offset, uint64_t l
 void vmsnap_disk_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                       gpointer user_data) {
     disk_check_range(disk, offset, length);
+    g_assert(!crosses_boundary(disk, offset, length));
     if (vmsnap_snapshot_is_broken(disk->snapshot))
         done(-EIO, user_data);
     else

@@ -55,10 +55,6 @@ void vmsnap_json_socket_free(VmsnapJsonSocket *socket) {
     g_free(socket);
 }
 
-int vmsnap_json_socket_get_fd(const VmsnapJsonSocket *socket) {
-    return socket->fd;
-}
-
 static gboolean set_error(GError **error, const char *reason) {
     g_set_error_literal(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, reason);
     return FALSE;

@@ -23,9 +23,6 @@ VmsnapJsonSocket *vmsnap_json_socket_connect(const char *path, size_t max_messag
 void vmsnap_json_socket_free(VmsnapJsonSocket *socket);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmsnapJsonSocket, vmsnap_json_socket_free)
 
-/** Returns: the descriptor, which stays the socket's. */
-int vmsnap_json_socket_get_fd(const VmsnapJsonSocket *socket);
-
 /**
  * vmsnap_json_socket_send:
  * @text: is sent as it is

@@ -2,6 +2,7 @@
 /* What snapshots of a QEMU without libvirt are to others: the table, and what is done while one lives. */
 #include "qmp_backend.h"
 
+#include "extents.h"
 #include "qmp_snapshot.h"
 #include "scratch.h"
 #include "vmsnap/error.h"
@@ -14,6 +15,7 @@ void vmsnap_qmp_snapshot_free(VmsnapSnapshot *base) {
     for (guint i = 0; i < base->disks->len; i++) {
         VmsnapQmpDisk *disk = g_ptr_array_index(base->disks, i);
         vmsnap_nbd_pool_free(disk->pool);
+        vmsnap_nbd_pool_free(disk->scratch);
         g_free(disk->scratch_name);
     }
     vmsnap_io_threads_free(snapshot->threads);
@@ -62,9 +64,60 @@ static void qmp_read(VmsnapDisk *disk, void *buffer, size_t length, uint64_t off
     vmsnap_nbd_pool_read(((VmsnapQmpDisk *)disk)->pool, buffer, length, offset, done, user_data);
 }
 
-static void qmp_extents(VmsnapDisk *disk, VmsnapExtentsQuestion question, uint64_t offset, uint64_t length,
+/* A question about content, and what has come of it so far. */
+typedef struct {
+    VmsnapQmpDisk *disk;
+    uint64_t offset;
+    GArray *content; /* of VmsnapExtent, owned */
+    VmsnapExtentsFunc done;
+    gpointer user_data;
+} Question;
+
+static void question_free(Question *question) {
+    g_array_unref(question->content);
+    g_free(question);
+}
+
+static void scratch_told(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data) {
+    Question *question = user_data;
+    if (error) {
+        question->done(error, NULL, 0, question->user_data);
+    } else {
+        const VmsnapExtent *content = (const VmsnapExtent *)(void *)question->content->data;
+        g_autoptr(GArray) all = vmsnap_extents_overlay(content, question->content->len, extents, n_extents);
+        question->done(0, (const VmsnapExtent *)(void *)all->data, all->len, question->user_data);
+    }
+    question_free(question);
+}
+
+static void content_told(int error, const VmsnapExtent *extents, size_t n_extents, gpointer user_data) {
+    Question *question = user_data;
+    uint64_t length = 0;
+    for (size_t i = 0; i < n_extents; i++)
+        length += extents[i].length_bytes;
+    if (error) {
+        question->done(error, NULL, 0, question->user_data);
+        question_free(question);
+        return;
+    }
+    g_array_append_vals(question->content, extents, (guint)n_extents);
+    vmsnap_nbd_pool_extents(question->disk->scratch, VMSNAP_EXTENTS_OF_CONTENT, question->offset, length, scratch_told,
+                            question);
+}
+
+/*
+ * QEMU tells of the present where the guest has written (see CLUSTER_BYTES in qmp_begin.c), so that zeroes of now could
+ * hide data of the instant. These are in scratch then, which is asked after it: what was kept as data was data.
+ */
+static void qmp_extents(VmsnapDisk *disk, VmsnapExtentsQuestion kind, uint64_t offset, uint64_t length,
                         VmsnapExtentsFunc done, gpointer user_data) {
-    vmsnap_nbd_pool_extents(((VmsnapQmpDisk *)disk)->pool, question, offset, length, done, user_data);
+    Question *question = g_new0(Question, 1);
+    question->disk = (VmsnapQmpDisk *)disk;
+    question->offset = offset;
+    question->content = g_array_new(FALSE, FALSE, sizeof(VmsnapExtent));
+    question->done = done;
+    question->user_data = user_data;
+    vmsnap_nbd_pool_extents(question->disk->pool, kind, offset, length, content_told, question);
 }
 
 static void qmp_release(VmsnapDisk *disk, uint64_t offset, uint64_t length, VmsnapDoneFunc done, gpointer user_data) {

@@ -7,6 +7,7 @@
 #include "qmp_backend.h"
 #include "qmp_look.h"
 #include "qmp_machine.h"
+#include "qmp_server.h"
 #include "qmp_snapshot.h"
 #include "scratch.h"
 #include "vmsnap/error.h"
@@ -20,6 +21,12 @@
 
 #define N_IO_THREADS 2
 #define LISTEN_BACKLOG 64
+/*
+ * Copy-before-write keeps clusters of this size, or of a multiple. QEMU (7.2: hbitmap_status) takes a range that begins
+ * with kept clusters and goes on with others for one that is not kept, and gives the present for it. Within one cluster
+ * it is right.
+ */
+#define CLUSTER_BYTES (UINT64_C(64) << 10)
 
 static VmsnapQmpSnapshot *snapshot_new(const VmsnapBeginOptions *options) {
     VmsnapQmpSnapshot *snapshot = g_new0(VmsnapQmpSnapshot, 1);
@@ -51,7 +58,7 @@ static void prefix_error(const VmsnapQmpSnapshot *snapshot, const char *what, co
     const char *remedy = "";
     if (strstr(message, "NBD server already running"))
         remedy = "; a QEMU has only one: end the export that it serves";
-    else if (strstr(message, "driver"))
+    else if (strstr(message, "Parameter 'driver'") || strstr(message, "not whitelisted"))
         remedy = "; QEMU 7.1 or newer is needed, with its drivers copy-before-write and snapshot-access";
     else if (disk && strstr(message, "onflict"))
         remedy = "; another job or export uses the disk: end that, or leave the disk out with -o exclude=";
@@ -71,6 +78,7 @@ static void snapshot_add_disks(VmsnapQmpSnapshot *snapshot, const GPtrArray *sel
         disk->base.source = g_strdup(drive->base.source);
         disk->base.size_bytes = drive->size_bytes;
         disk->base.can_release = can_release;
+        disk->base.boundary_bytes = CLUSTER_BYTES;
         disk->scratch_name = g_strconcat(drive->base.name, ".qcow2", NULL);
         g_ptr_array_add(snapshot->base.disks, disk);
         vmsnap_qmp_graph_add(snapshot->graph, drive->base.name, drive->device, drive->node, drive->base.source);
@@ -268,7 +276,7 @@ static gboolean snapshot_put_into_qemu(VmsnapQmpSnapshot *snapshot, VmsnapQmp *q
     if (!record_promise(snapshot, &snapshot->record->job, error) || !snapshot_start_server(snapshot, qmp, error) ||
         !snapshot_insert(snapshot, qmp, error))
         return FALSE;
-    vmsnap_qmp_graph_sync_images(snapshot->graph);
+    vmsnap_qmp_graph_sync_images(snapshot->graph, options->timeout_ms / 2);
     return vmsnap_qmp_check_idle(qmp, snapshot->base.machine, error) &&
            snapshot_switch(snapshot, qmp, options, error) && snapshot_export(snapshot, qmp, error);
 }
@@ -295,6 +303,11 @@ static gboolean snapshot_open_disks(VmsnapQmpSnapshot *snapshot, const VmsnapBeg
         disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->server, disk->base.name, NULL,
                                          options->connections, options->timeout_ms, error);
         if (!disk->pool || !disk_check_export(disk, error))
+            return FALSE;
+        g_autofree char *scratch = vmsnap_qmp_graph_name_scratch(snapshot->graph, i);
+        disk->scratch = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->server, scratch, NULL, 1,
+                                            options->timeout_ms, error);
+        if (!disk->scratch)
             return FALSE;
     }
     return TRUE;

@@ -1,14 +1,27 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* From any state back to where only the record and the directories are left: qmp_snapshot.h has the states. */
 #include "agent.h"
+#include "json_socket.h"
+#include "qmp_server.h"
 #include "qmp_snapshot.h"
 #include "scratch_probe.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
 
-static VmsnapQmpClearing clearing_of_errno(int code) {
-    if (code == ENOENT || code == ECONNREFUSED)
+static gboolean is_nobody(int code) {
+    return code == ENOENT || code == ECONNREFUSED;
+}
+
+/* Only the name of the monitor's socket may be gone: as long as our NBD server listens, QEMU lives. */
+static gboolean qemu_is_gone(const VmsnapRecord *record) {
+    int code;
+    g_autoptr(VmsnapJsonSocket) monitor = vmsnap_json_socket_connect(record->connect_uri, 1, 0, &code);
+    return !monitor && is_nobody(code) && vmsnap_qmp_server_look(record->socket) == VMSNAP_QMP_SERVER_NONE;
+}
+
+static VmsnapQmpClearing clearing_of_errno(const VmsnapRecord *record, int code) {
+    if (is_nobody(code) && qemu_is_gone(record))
         return VMSNAP_QMP_GONE;
     return code == EACCES ? VMSNAP_QMP_DENIED : VMSNAP_QMP_FAILED;
 }
@@ -29,10 +42,10 @@ VmsnapQmpClearing vmsnap_qmp_clear(const VmsnapRecord *record, unsigned timeout_
     if (!graph || !check_scratch(record, timeout_ms, error))
         return VMSNAP_QMP_FAILED;
     int code;
+    vmsnap_qmp_graph_sync_images(graph, timeout_ms);
     g_autoptr(VmsnapQmp) qmp = vmsnap_qmp_connect(record->connect_uri, timeout_ms, &code, error);
     if (!qmp)
-        return clearing_of_errno(code);
-    vmsnap_qmp_graph_sync_images(graph);
+        return clearing_of_errno(record, code);
     if (vmsnap_qmp_graph_remove(graph, qmp, error) && vmsnap_qmp_server_stop(qmp, record->socket, error))
         return VMSNAP_QMP_CLEARED;
     g_prefix_error(error, "failed to end the snapshot in machine '%s': ", record->machine);
@@ -78,6 +91,8 @@ static void snapshot_close_disks(VmsnapQmpSnapshot *snapshot) {
         VmsnapQmpDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
         if (disk->pool)
             vmsnap_nbd_pool_close(disk->pool);
+        if (disk->scratch)
+            vmsnap_nbd_pool_close(disk->scratch);
     }
 }
 
@@ -118,7 +133,7 @@ static gboolean recover_thaw(VmsnapRecord *record, unsigned timeout_ms, GError *
         return TRUE;
     int code;
     g_autoptr(VmsnapAgent) agent = vmsnap_agent_connect(record->agent, timeout_ms, &code, error);
-    gboolean gone = !agent && clearing_of_errno(code) == VMSNAP_QMP_GONE;
+    gboolean gone = !agent && is_nobody(code) && qemu_is_gone(record);
     if (gone)
         g_clear_error(error);
     record->frozen = !gone && !(agent && vmsnap_agent_thaw(agent, error));

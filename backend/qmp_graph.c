@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "qmp_graph.h"
 
+#include "image_sync.h"
 #include "json_text.h"
 #include "qmp_machine.h"
 #include "vmsnap/error.h"
 
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* A node's name may have 31 characters. */
 #define PREFIX_UUID_LENGTH 8
@@ -18,9 +16,6 @@
 /* For an export to be gone, after its connections were cut. */
 #define EXPORT_GONE_TRIES 200
 #define EXPORT_GONE_PAUSE_US 10000
-/* Of an image that the guest writes to as fast as it can, each pass leaves a fourth of what the one before has left. */
-#define SYNC_PASSES 4
-#define SYNC_SETTLED_US 10000
 
 typedef enum { NODE_SCRATCH, NODE_CBW, NODE_PASS, NODE_ACCESS, N_NODES } NodeKind;
 
@@ -117,8 +112,20 @@ static char *node_name(const VmsnapQmpGraph *graph, guint place, NodeKind kind) 
     return g_strdup_printf("%s-%u-%s", graph->prefix, place, node_suffixes[kind]);
 }
 
-static char *export_id(const VmsnapQmpGraph *graph, guint place) {
-    return g_strdup_printf("%s-%u", graph->prefix, place);
+/* The exports are called after the nodes that they show. */
+static const NodeKind exported[] = {NODE_ACCESS, NODE_SCRATCH};
+
+char *vmsnap_qmp_graph_name_scratch(const VmsnapQmpGraph *graph, guint place) {
+    return node_name(graph, place, NODE_SCRATCH);
+}
+
+static gboolean scratch_open(const char *name, const char *filename, const char *aio, VmsnapQmp *qmp, GError **error) {
+    return vmsnap_qmp_run(
+        qmp, error, "blockdev-add",
+        "{'driver': <'qcow2'>, 'node-name': <%s>, 'discard': <'unmap'>, 'cache': <{'no-flush': true}>, "
+        "'file': <{'driver': <'file'>, 'filename': <%s>, 'discard': <'unmap'>, 'aio': <%s>, "
+        "'cache': <{'no-flush': true}>}>}",
+        name, filename, aio);
 }
 
 /* QEMU opens what it was given, wherever that is and whoever may: no path, no mount namespace, no rights of QEMU's. */
@@ -132,12 +139,9 @@ static gboolean scratch_add(const VmsnapQmpGraph *graph, guint place, VmsnapQmp 
         JSON_NODE_HOLDS_OBJECT(added) ? vmsnap_json_find(json_node_get_object(added), "fdset-id", G_TYPE_INT64) : NULL;
     gint64 fdset = id ? json_node_get_int(id) : -1;
     g_autofree char *filename = g_strdup_printf("/dev/fdset/%" G_GINT64_FORMAT, fdset);
-    gboolean done =
-        vmsnap_qmp_run(qmp, error, "blockdev-add",
-                       "{'driver': <'qcow2'>, 'node-name': <%s>, 'discard': <'unmap'>, 'cache': <{'no-flush': true}>, "
-                       "'file': <{'driver': <'file'>, 'filename': <%s>, 'discard': <'unmap'>, "
-                       "'cache': <{'no-flush': true}>}>}",
-                       scratch, filename);
+    /* Its own way of waiting: requests of a scratch that hangs would take all threads that the guest's disks share. */
+    gboolean done = scratch_open(scratch, filename, "io_uring", qmp, NULL) ||
+                    scratch_open(scratch, filename, "threads", qmp, error);
     /* QEMU has its own copy by now, and must not keep another. */
     return vmsnap_qmp_run(qmp, done ? error : NULL, "remove-fd", "{'fdset-id': <%x>}", fdset) && done;
 }
@@ -182,60 +186,88 @@ gboolean vmsnap_qmp_graph_export(const VmsnapQmpGraph *graph, guint place, Vmsna
                                  GError **error) {
     g_autofree char *access = node_name(graph, place, NODE_ACCESS);
     g_autofree char *cbw = node_name(graph, place, NODE_CBW);
-    g_autofree char *id = export_id(graph, place);
+    g_autofree char *scratch = node_name(graph, place, NODE_SCRATCH);
     return vmsnap_qmp_run(qmp, error, "blockdev-add",
                           "{'driver': <'snapshot-access'>, 'node-name': <%s>, 'file': <%s>, 'discard': <'unmap'>}",
                           access, cbw) &&
            vmsnap_qmp_run(qmp, error, "block-export-add",
-                          "{'type': <'nbd'>, 'id': <%s>, 'node-name': <%s>, 'name': <%s>, 'writable': <%b>}", id,
-                          access, place_of(graph, place)->name, writable);
+                          "{'type': <'nbd'>, 'id': <%s>, 'node-name': <%s>, 'name': <%s>, 'writable': <%b>}", access,
+                          access, place_of(graph, place)->name, writable) &&
+           vmsnap_qmp_run(qmp, error, "block-export-add",
+                          "{'type': <'nbd'>, 'id': <%s>, 'node-name': <%s>, 'name': <%s>}", scratch, scratch, scratch);
 }
 
-/* Returns: (transfer full): a set of the strings that are called @member in the objects of an answer; or NULL */
-static GHashTable *names_query(VmsnapQmp *qmp, const char *command, const char *arguments, const char *member,
-                               GError **error) {
-    g_autoptr(JsonNode) answer = vmsnap_qmp_call(qmp, error, command, arguments);
+/* Returns: (transfer full): the set of the names of all nodes, or NULL */
+static GHashTable *nodes_query(VmsnapQmp *qmp, GError **error) {
+    g_autoptr(JsonNode) answer = vmsnap_qmp_call(qmp, error, "query-named-block-nodes", "{'flat': <true>}");
     if (!answer)
         return NULL;
     GHashTable *names = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     JsonArray *list = JSON_NODE_HOLDS_ARRAY(answer) ? json_node_get_array(answer) : NULL;
     for (guint i = 0; list && i < json_array_get_length(list); i++) {
         JsonNode *node = json_array_get_element(list, i);
-        JsonNode *name =
-            JSON_NODE_HOLDS_OBJECT(node) ? vmsnap_json_find(json_node_get_object(node), member, G_TYPE_STRING) : NULL;
+        JsonNode *name = JSON_NODE_HOLDS_OBJECT(node)
+                             ? vmsnap_json_find(json_node_get_object(node), "node-name", G_TYPE_STRING)
+                             : NULL;
         if (name)
             (void)g_hash_table_add(names, g_strdup(json_node_get_string(name)));
     }
     return names;
 }
 
-static GHashTable *exports_query(VmsnapQmp *qmp, GError **error) {
-    return names_query(qmp, "query-block-exports", NULL, "id", error);
+/* Returns: (transfer full): the ids of exports that are there, and not just going, or with @going of all; or NULL */
+static GHashTable *exports_query(VmsnapQmp *qmp, gboolean going, GError **error) {
+    g_autoptr(JsonNode) answer = vmsnap_qmp_call(qmp, error, "query-block-exports", NULL);
+    if (!answer)
+        return NULL;
+    GHashTable *ids = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    JsonArray *list = JSON_NODE_HOLDS_ARRAY(answer) ? json_node_get_array(answer) : NULL;
+    for (guint i = 0; list && i < json_array_get_length(list); i++) {
+        JsonNode *node = json_array_get_element(list, i);
+        JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+        JsonNode *id = object ? vmsnap_json_find(object, "id", G_TYPE_STRING) : NULL;
+        JsonNode *shutting = object ? vmsnap_json_find(object, "shutting-down", G_TYPE_BOOLEAN) : NULL;
+        if (id && (going || !(shutting && json_node_get_boolean(shutting))))
+            (void)g_hash_table_add(ids, g_strdup(json_node_get_string(id)));
+    }
+    return ids;
 }
 
-static gboolean any_is_ours(const VmsnapQmpGraph *graph, GHashTable *ids) {
-    for (guint i = 0; i < graph->places->len; i++) {
-        g_autofree char *id = export_id(graph, i);
-        if (g_hash_table_contains(ids, id))
-            return TRUE;
+typedef gboolean (*ExportFunc)(const char *id, GHashTable *ids, VmsnapQmp *qmp, GError **error);
+
+/* Returns: FALSE as soon as @func does, for one of our exports */
+static gboolean exports_each(const VmsnapQmpGraph *graph, GHashTable *ids, VmsnapQmp *qmp, ExportFunc func,
+                             GError **error) {
+    for (guint i = 0; i < graph->places->len * G_N_ELEMENTS(exported); i++) {
+        g_autofree char *id = node_name(graph, i / G_N_ELEMENTS(exported), exported[i % G_N_ELEMENTS(exported)]);
+        if (!func(id, ids, qmp, error))
+            return FALSE;
     }
-    return FALSE;
+    return TRUE;
+}
+
+static gboolean export_delete(const char *id, GHashTable *ids, VmsnapQmp *qmp, GError **error) {
+    return !g_hash_table_contains(ids, id) ||
+           vmsnap_qmp_run(qmp, error, "block-export-del", "{'id': <%s>, 'mode': <'hard'>}", id);
+}
+
+static gboolean export_is_gone(const char *id, GHashTable *ids, VmsnapQmp *qmp, GError **error) {
+    (void)qmp;
+    (void)error;
+    return !g_hash_table_contains(ids, id);
 }
 
 /* An export is gone a little after it was deleted, when its connections are. */
 static gboolean exports_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
+    g_autoptr(GHashTable) there = exports_query(qmp, FALSE, error);
+    if (!there || !exports_each(graph, there, qmp, export_delete, error))
+        return FALSE;
     for (unsigned i = 0; i < EXPORT_GONE_TRIES; i++) {
-        g_autoptr(GHashTable) ids = exports_query(qmp, error);
+        g_autoptr(GHashTable) ids = exports_query(qmp, TRUE, error);
         if (!ids)
             return FALSE;
-        if (!any_is_ours(graph, ids))
+        if (exports_each(graph, ids, qmp, export_is_gone, NULL))
             return TRUE;
-        for (guint place = 0; place < graph->places->len && i == 0; place++) {
-            g_autofree char *id = export_id(graph, place);
-            if (g_hash_table_contains(ids, id) &&
-                !vmsnap_qmp_run(qmp, error, "block-export-del", "{'id': <%s>, 'mode': <'hard'>}", id))
-                return FALSE;
-        }
         g_usleep(EXPORT_GONE_PAUSE_US);
     }
     g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED, "the exports do not go");
@@ -261,9 +293,13 @@ static gboolean device_restore(const VmsnapQmpGraph *graph, guint place, VmsnapQ
     g_autoptr(JsonNode) before = vmsnap_qmp_call(qmp, error, "x-debug-query-block-graph", NULL);
     if (!before)
         return FALSE;
-    const char *child = vmsnap_qmp_find_child(before, cbw);
-    const char *below = child ? child : where->node;
-    if (!vmsnap_qmp_run(qmp, error, "blockdev-reopen", "{'options': <[" PASS_OPTIONS "]>}", pass, below))
+    const char *passed_to = vmsnap_qmp_find_child(before, pass);
+    gboolean is_switched = g_strcmp0(passed_to, cbw) == 0;
+    const char *below = vmsnap_qmp_find_child(before, is_switched ? cbw : pass);
+    if (!below)
+        below = where->node;
+    /* A try after another would hold up the guest's requests for nothing. */
+    if (is_switched && !vmsnap_qmp_run(qmp, error, "blockdev-reopen", "{'options': <[" PASS_OPTIONS "]>}", pass, below))
         return FALSE;
     g_autoptr(JsonNode) blocks = vmsnap_qmp_call(qmp, error, "query-block", NULL);
     g_autoptr(JsonNode) now = blocks ? vmsnap_qmp_call(qmp, error, "x-debug-query-block-graph", NULL) : NULL;
@@ -314,15 +350,19 @@ static gboolean fdsets_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GErro
     return removed;
 }
 
+/* Over a monitor that is lost, each command more would only take its time. */
+static gboolean is_lost(const GError *error) {
+    return g_error_matches(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_LOST);
+}
+
 gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
     g_autoptr(GError) first_error = NULL;
-    g_autoptr(GHashTable) nodes =
-        names_query(qmp, "query-named-block-nodes", "{'flat': <true>}", "node-name", &first_error);
+    g_autoptr(GHashTable) nodes = nodes_query(qmp, &first_error);
     if (nodes)
         (void)exports_remove(graph, qmp, &first_error);
-    for (guint i = 0; nodes && i < graph->places->len; i++)
+    for (guint i = 0; nodes && !is_lost(first_error) && i < graph->places->len; i++)
         (void)place_remove(graph, i, nodes, qmp, first_error ? NULL : &first_error);
-    if (nodes)
+    if (nodes && !is_lost(first_error))
         (void)fdsets_remove(graph, qmp, first_error ? NULL : &first_error);
     if (!first_error)
         return TRUE;
@@ -330,27 +370,10 @@ gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GE
     return FALSE;
 }
 
-static void images_sync(const VmsnapQmpGraph *graph) {
-    for (guint i = 0; i < graph->places->len; i++) {
-        const char *image = place_of(graph, i)->image;
-        int fd = image ? open(image, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC) : -1;
-        struct stat status;
-        if (fd >= 0 && fstat(fd, &status) == 0 && (S_ISREG(status.st_mode) || S_ISBLK(status.st_mode)))
-            (void)fdatasync(fd);
-        if (fd >= 0)
-            (void)close(fd);
-    }
-}
-
-/* A pass that takes not much less than the one before it has met a slow disk, and not what was written meanwhile. */
-void vmsnap_qmp_graph_sync_images(const VmsnapQmpGraph *graph) {
-    gint64 before_us = G_MAXINT64;
-    for (unsigned i = 0; i < SYNC_PASSES; i++) {
-        gint64 begin_us = g_get_monotonic_time();
-        images_sync(graph);
-        gint64 took_us = g_get_monotonic_time() - begin_us;
-        if (took_us <= SYNC_SETTLED_US || took_us >= before_us / 2)
-            return;
-        before_us = took_us;
-    }
+void vmsnap_qmp_graph_sync_images(const VmsnapQmpGraph *graph, unsigned timeout_ms) {
+    g_autoptr(GPtrArray) paths = g_ptr_array_new();
+    for (guint i = 0; i < graph->places->len; i++)
+        if (place_of(graph, i)->image)
+            g_ptr_array_add(paths, place_of(graph, i)->image);
+    vmsnap_images_sync(paths, timeout_ms);
 }

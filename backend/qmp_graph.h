@@ -62,7 +62,10 @@ gboolean vmsnap_qmp_graph_insert(const VmsnapQmpGraph *graph, guint place, Vmsna
 /** All disks of the graph begin to keep old data: the instant. */
 gboolean vmsnap_qmp_graph_switch(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error);
 
-/** Exports the instant of a disk under its name. @writable: so that ranges can be discarded */
+/** Returns: (transfer full): the name by which the scratch of a disk is exported. */
+char *vmsnap_qmp_graph_name_scratch(const VmsnapQmpGraph *graph, guint place);
+
+/** Exports the instant of a disk under its name, and its scratch. @writable: so that ranges can be discarded */
 gboolean vmsnap_qmp_graph_export(const VmsnapQmpGraph *graph, guint place, VmsnapQmp *qmp, gboolean writable,
                                  GError **error);
 
@@ -74,25 +77,8 @@ gboolean vmsnap_qmp_graph_export(const VmsnapQmpGraph *graph, guint place, Vmsna
 gboolean vmsnap_qmp_graph_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error);
 
 /**
- * vmsnap_qmp_server_start:
- * @listen_fd: a listening socket, which stays the caller's
- *
- * Starts QEMU's NBD server, of which there is one in a process.
- */
-gboolean vmsnap_qmp_server_start(VmsnapQmp *qmp, int listen_fd, GError **error);
-
-/**
- * vmsnap_qmp_server_stop:
- * @socket: path of the socket that it was started with
- *
- * Stops the NBD server, unless it is somebody else's, or serves somebody else as well.
- */
-gboolean vmsnap_qmp_server_stop(VmsnapQmp *qmp, const char *socket, GError **error);
-
-/**
  * vmsnap_qmp_graph_sync_images:
  *
- * Writes to disk what the kernel has of the image files, so that QEMU need not while the guest's requests wait; several
- * times if the guest goes on writing. Blocks.
+ * As vmsnap_images_sync(), of the disks' images: before the switch, and before the graph is removed. Blocks.
  */
-void vmsnap_qmp_graph_sync_images(const VmsnapQmpGraph *graph);
+void vmsnap_qmp_graph_sync_images(const VmsnapQmpGraph *graph, unsigned timeout_ms);

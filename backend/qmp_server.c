@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/*
- * QEMU's NBD server. We make the socket and hand it over, in a directory that nobody else can search, so that it is
- * never anybody else's, whatever user QEMU runs as.
- */
-#include "qmp_graph.h"
+#include "qmp_server.h"
 
+#include "json_text.h"
 #include "vmsnap/error.h"
 
 #include <errno.h>
@@ -27,7 +24,7 @@ gboolean vmsnap_qmp_server_start(VmsnapQmp *qmp, int listen_fd, GError **error) 
     if (!passed)
         return FALSE;
     if (vmsnap_qmp_run(qmp, error, "nbd-server-start",
-                       "{'addr': <{'type': <'fd'>, 'data': <{'str': <'" FD_NAME "'>}>}>}"))
+                       "{'addr': <{'type': <'fd'>, 'data': <{'str': <'" FD_NAME "'>}>}>, 'max-connections': <0>}"))
         return TRUE;
     (void)vmsnap_qmp_run(qmp, NULL, "closefd", "{'fdname': <'" FD_NAME "'>}");
     return FALSE;
@@ -49,26 +46,48 @@ static gboolean greets(int fd) {
 }
 
 /* Nobody but the server that was started with it answers on our socket. */
-static gboolean is_ours(const char *socket_path) {
+VmsnapQmpServer vmsnap_qmp_server_look(const char *socket_path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (g_strlcpy(address.sun_path, socket_path, sizeof address.sun_path) >= sizeof address.sun_path)
-        return FALSE;
+        return VMSNAP_QMP_SERVER_NONE;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    gboolean ours = fd >= 0 && connect(fd, (const struct sockaddr *)&address, sizeof address) == 0 && greets(fd);
+    VmsnapQmpServer server = VMSNAP_QMP_SERVER_SILENT;
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&address, sizeof address) == 0)
+        server = greets(fd) ? VMSNAP_QMP_SERVER_OURS : VMSNAP_QMP_SERVER_SILENT;
+    else if (fd >= 0 && (errno == ENOENT || errno == ECONNREFUSED))
+        server = VMSNAP_QMP_SERVER_NONE;
     if (fd >= 0)
         (void)close(fd);
-    return ours;
+    return server;
+}
+
+/* Other kinds of exports, such as vhost-user-blk, do not go through it. */
+static gboolean has_nbd_export(JsonNode *exports) {
+    JsonArray *list = JSON_NODE_HOLDS_ARRAY(exports) ? json_node_get_array(exports) : NULL;
+    for (guint i = 0; list && i < json_array_get_length(list); i++) {
+        JsonNode *node = json_array_get_element(list, i);
+        JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+        JsonNode *type = object ? vmsnap_json_find(object, "type", G_TYPE_STRING) : NULL;
+        if (type && g_str_equal(json_node_get_string(type), "nbd"))
+            return TRUE;
+    }
+    return FALSE;
 }
 
 gboolean vmsnap_qmp_server_stop(VmsnapQmp *qmp, const char *socket, GError **error) {
-    if (!is_ours(socket))
+    /* One that was handed over for a server that was never started. */
+    (void)vmsnap_qmp_run(qmp, NULL, "closefd", "{'fdname': <'" FD_NAME "'>}");
+    VmsnapQmpServer server = vmsnap_qmp_server_look(socket);
+    if (server == VMSNAP_QMP_SERVER_NONE)
         return TRUE;
     g_autoptr(JsonNode) exports = vmsnap_qmp_call(qmp, error, "query-block-exports", NULL);
     if (!exports)
         return FALSE;
-    if (!JSON_NODE_HOLDS_ARRAY(exports) || json_array_get_length(json_node_get_array(exports)) == 0)
+    if (server == VMSNAP_QMP_SERVER_OURS && !has_nbd_export(exports))
         return vmsnap_qmp_run(qmp, error, "nbd-server-stop", NULL);
     g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED,
-                        "somebody else exports through the NBD server that was started for it");
+                        server == VMSNAP_QMP_SERVER_OURS
+                            ? "somebody else exports through the NBD server that was started for it"
+                            : "its NBD server does not answer");
     return FALSE;
 }

@@ -24,8 +24,9 @@ typedef struct VmsnapQmpWatch VmsnapQmpWatch;
 
 typedef struct {
     VmsnapDisk base;
-    VmsnapNbdPool *pool; /* owned */
-    char *scratch_name;  /* owned; of the file in the scratch directory */
+    VmsnapNbdPool *pool;    /* owned */
+    VmsnapNbdPool *scratch; /* owned; tells what old data are in scratch */
+    char *scratch_name;     /* owned; of the file in the scratch directory */
 } VmsnapQmpDisk;
 
 typedef struct {
@@ -51,7 +52,7 @@ VmsnapSnapshot *vmsnap_qmp_begin(const VmsnapBeginOptions *options, GError **err
 /* qmp_end.c */
 
 /**
- * vmsnap_qmp_release:
+ * vmsnap_qmp_snapshot_release:
  * @aborted: as for vmsnap_snapshot_end()
  *
  * Goes back from any state to one where only the record and the directories are left. Returns: FALSE with @error set if

@@ -56,7 +56,7 @@ static void break_for_loss(VmsnapSnapshot *snapshot) {
     (void)vmsnap_room_measure(snapshot, 0, 0, &room);
     vmsnap_snapshot_break(snapshot,
                           "QEMU gave the snapshot up, since scratch was full, failed, or took longer than 4 s for what "
-                          "the guest was overwriting (%" G_GUINT64_FORMAT
+                          "the guest was overwriting, or the disk cannot be read at its end (%" G_GUINT64_FORMAT
                           " MiB left in its filesystem), and the guest went on; give it more room, or a faster place, "
                           "with -o scratch=DIR",
                           room.left_bytes >> 20);

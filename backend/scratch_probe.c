@@ -13,10 +13,10 @@ typedef struct {
     gboolean done; /* guarded by probe_lock */
 } Probe;
 
-/* The one that is under way in this process: while a filesystem hangs, one thread that waits for it is enough. */
+/* Those that are under way in this process: while a filesystem hangs, one thread that waits for it is enough. */
 static GMutex probe_lock;
 static GCond probe_changed;
-static Probe *probe; /* guarded by probe_lock, as are references to it; its thread's */
+static GHashTable *probes; /* of path to Probe, their threads'; guarded by probe_lock, as are references to them */
 
 static void probe_clear(gpointer data) {
     g_free(((Probe *)data)->path);
@@ -37,7 +37,7 @@ static gpointer probe_run(gpointer data) {
     }
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&probe_lock);
     own->done = TRUE;
-    probe = NULL;
+    (void)g_hash_table_remove(probes, own->path);
     g_cond_broadcast(&probe_changed);
     probe_unref_locked(own);
     return NULL;
@@ -45,17 +45,21 @@ static gpointer probe_run(gpointer data) {
 
 /* Without a thread nothing is known, and to wait helps nobody. Returns: one that can be waited for, or NULL. */
 static Probe *probe_ref_or_begin_locked(const char *directory) {
-    if (probe)
-        return g_rc_box_acquire(probe);
+    g_autofree char *path = g_build_filename(directory, NAME, NULL);
+    if (!probes)
+        probes = g_hash_table_new(g_str_hash, g_str_equal);
+    Probe *same = g_hash_table_lookup(probes, path);
+    if (same)
+        return g_rc_box_acquire(same);
     Probe *begun = g_rc_box_new0(Probe);
-    begun->path = g_build_filename(directory, NAME, NULL);
+    begun->path = g_steal_pointer(&path);
     GThread *thread = g_thread_try_new("vmsnap-probe", probe_run, begun, NULL);
     if (!thread) {
         probe_unref_locked(begun);
         return NULL;
     }
     g_thread_unref(thread);
-    probe = begun;
+    (void)g_hash_table_insert(probes, begun->path, begun);
     return g_rc_box_acquire(begun);
 }
 

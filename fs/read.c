@@ -74,6 +74,9 @@ static size_t step_length(const Fill *fill, const VmsnapSegment *segment) {
     uint64_t length = MIN(segment->length_bytes, fill->end - fill->position);
     if (segment->kind != VMSNAP_SEGMENT_DISK)
         return length;
+    uint64_t boundary_bytes = segment->disk->disk->boundary_bytes;
+    if (boundary_bytes > 0)
+        length = MIN(length, boundary_bytes - segment->disk_offset % boundary_bytes);
     return MIN(length, MIN(MAX_DISK_READ_BYTES, vmsnap_throttle_get_max_read_bytes(segment->disk->throttle)));
 }
 

@@ -215,6 +215,10 @@ static gboolean range_release(VmsnapDiskView *disk, uint64_t offset, uint64_t le
 /* Answers, and counts what is handed out. All extents of the range are known by now. */
 static void request_answer(const Request *request, int error) {
     const VmsnapReader *reader = request->reader;
+    /* What was released meanwhile may have been gone before it was read. */
+    if (!error && reader->resources->releases &&
+        find_disk_range(reader->layout, request->offset, request->length, range_is_released))
+        error = -EIO;
     if (error) {
         (void)request->done(error, NULL, 0, request->user_data);
         return;

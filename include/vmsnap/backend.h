@@ -11,8 +11,8 @@
  *   time: as long as nobody but us ends the snapshot. Where somebody else does, reads of that moment may see the
  *   present, since QEMU drops copy-before-write before libvirt drops the export. So what makes a copy good is
  *   vmsnap_snapshot_end().
- * - What was released is of no instant any more: reads of it fail or give the bytes of the instant, those that were
- *   under way, too.
+ * - What was released is of no instant any more: a read that ends after it was asked for may give anything, also one
+ *   that began before.
  * - A lost snapshot is sticky: after vmsnap_snapshot_break() every read of every disk fails with -EIO, and
  *   vmsnap_snapshot_end() fails.
  * - A zero extent is zeroes in the content of that instant; a data extent may hold zeroes too. A clean extent is as it
@@ -132,6 +132,7 @@ struct VmsnapDisk {
     char *name;               /* target name, "vda" */
     char *source;             /* where the machine keeps it, for people; may be NULL */
     uint64_t size_bytes;
+    uint64_t boundary_bytes; /* a read must not cross a multiple of it; 0: it may */
     gboolean can_release; /* ranges may be given to vmsnap_disk_release() */
     char *since;          /* name of the checkpoint that its changes count from; NULL if nobody knows what changed */
     char *full_reason;    /* why nobody knows, although that was asked for; or NULL */
@@ -338,7 +339,7 @@ char *vmsnap_snapshot_dup_break_reason(VmsnapSnapshot *snapshot);
 /**
  * vmsnap_disk_read:
  * @buffer: kept until @done is called
- * @length: more than 0; the range must lie inside the disk
+ * @length: more than 0; the range must lie inside the disk, and not cross a multiple of its boundary_bytes
  *
  * Reads a range of the snapshot. Does not block. Any thread.
  */

@@ -304,6 +304,35 @@ class Others(Bare, lib.TestCase):
         mount.assert_nothing_left()
         self.assert_mountable()
 
+    def test_monitor_that_is_gone(self):
+        """Only the name of its socket: QEMU lives, and so does what was put into it, until there is a way to it again."""
+        mount = Mount(self.vm, 'timeout=2')
+        mount.mount()
+        elsewhere = self.vm.qmp.rename(self.vm.qmp.with_suffix('.old'))
+        said = complaint('umount', mount.point, status=32)
+        self.assertIn(f"QMP socket '{self.vm.qmp}': No such file or directory", said)
+        self.assertTrue(self.vm.has_snapshot())
+        self.vm.touch()
+        elsewhere.rename(self.vm.qmp)
+        mount.wait_ended()
+        mount.assert_nothing_left()
+
+    def test_export_of_others_that_is_not_nbd(self):
+        """One that does not go through the NBD server does not keep it."""
+        node = next(block['inserted']['node-name'] for block in self.vm.call('query-block') if 'inserted' in block)
+        self.vm.call('block-export-add', type='vhost-user-blk', id='theirs', node_name=node,
+                     addr={'type': 'unix', 'path': str(self.vm.directory / 'vhost.sock')})
+        try:
+            mount = Mount(self.vm)
+            mount.mount()
+            mount.umount()
+            self.assertFalse(self.vm.has_snapshot())
+            self.assertFalse(self.vm.has_nbd_server())
+        finally:
+            self.vm.call('block-export-del', id='theirs', mode='hard')
+        lib.wait_until(lambda: not self.vm.call('query-block-exports'), 'their export goes')
+        mount.assert_nothing_left()
+
     def test_overlay_above(self):
         """
         Somebody makes an external snapshot while the machine is mounted. What the guest writes from then on is in the

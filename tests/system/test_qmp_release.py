@@ -10,6 +10,7 @@ import mmap
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -177,6 +178,35 @@ class Release(lib.TestCase):
         self.assertIn('the guest was stopped', complaint('umount', self.mount.point, status=32))
         self.assertFalse(scratch.exists())
         self.vm.start_paused()
+
+    def test_readers_at_once(self):
+        """Many readers of the same ranges, some of which are in scratch: right bytes, or EIO, and nothing else."""
+        expected = self.truth['vda'].read_bytes()
+        wrong = []
+        for _ in range(3):
+            self.vm.qemu_io('vda', *(f'write -P 0xa5 {at}M 512k' for at in range(0, SIZE // MIB)))
+
+            def read_through():
+                with open(self.disk(), 'rb', buffering=0) as file:
+                    for at in range(0, SIZE, 256 * 1024):
+                        try:
+                            data = os.pread(file.fileno(), 256 * 1024, at)
+                        except OSError as error:
+                            wrong.extend([] if error.errno == errno.EIO else [error])
+                            continue
+                        if data != expected[at:at + len(data)]:
+                            wrong.append(f'at {at}')
+
+            readers = [threading.Thread(target=read_through) for _ in range(6)]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join()
+            self.assertEqual(wrong, [])
+            self.mount.umount()
+            self.truth = {name: self.vm.disk_raw(name, path) for name, path in self.truth.items()}
+            expected = self.truth['vda'].read_bytes()
+            self.mount.mount()
 
     def test_killed_reader(self):
         """What was on its way to a reader that is killed is not lost."""

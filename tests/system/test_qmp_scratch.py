@@ -91,6 +91,27 @@ class Hang(Bare, faults.TestCase):
             self.check_after(row, mount, 'umount', since)
             row.guest += f'; one write took {waited:.1f} s'
 
+    def test_hang_of_many(self):
+        """However many writes wait for scratch: other disks, and these, go on."""
+        with self.row('scratch hangs', 'beside 100 writes at a time') as row:
+            mount = self.mount_here()
+            # Scratch has its tables in memory after the first.
+            self.vm.qemu_io('vdb', f'write -P 1 {faults.START + faults.SIZE - 65536} 64k')
+            with self.hanging():
+                device = '/machine/peripheral/vdb/virtio-backend'
+                for number in range(100):
+                    self.vm.call('human-monitor-command', command_line=f'qemu-io -d {device} '
+                                 f'"aio_write -P 2 {faults.START + number * 65536} 64k"')
+                time.sleep(CBW_TIMEOUT + 1)
+                begin = time.monotonic()
+                self.vm.touch()
+                self.start_writing()
+                self.wait_written(2)
+                self.assertLess(time.monotonic() - begin, 2)
+            said = complaint('umount', mount.point, status=32)
+            self.assertIn('QEMU gave the snapshot up', said)
+            self.check_after(row, mount, 'umount')
+
     def test_hang_at_end(self):
         """umount does not wait for ever, and the guest not at all: what is left is cleared when scratch answers again."""
         with self.row('scratch hangs', 'at the end') as row:

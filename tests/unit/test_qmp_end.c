@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What becomes of a snapshot that a record tells of: in a real QEMU, and with a guest agent that is a fake. */
+#include "backend/qmp_server.h"
 #include "backend/qmp_snapshot.h"
 
 #include "fake_peer.h"
@@ -8,6 +9,7 @@
 
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -94,7 +96,13 @@ static void test_a_snapshot_is_cleared_and_may_be_again(Fixture *fixture, gconst
 
 static void test_without_qemu_all_is_gone(Fixture *fixture, gconstpointer data) {
     (void)data;
-    (void)g_unlink(fixture->qemu.socket);
+    g_autofree char *elsewhere = g_strconcat(fixture->qemu.socket, ".old", NULL);
+    g_assert_cmpint(g_rename(fixture->qemu.socket, elsewhere), ==, 0);
+    /* It lives, and only its monitor cannot be found. */
+    check_fails(fixture, QEMU_TIMEOUT_MS, fixture->qemu.socket);
+    (void)kill(fixture->qemu.pid, SIGKILL);
+    while (vmsnap_qmp_server_look(fixture->record->socket) != VMSNAP_QMP_SERVER_NONE)
+        g_usleep(1000);
     check_clears(fixture, VMSNAP_QMP_GONE);
     (void)close(qemu_listen_at(fixture->qemu.socket));
     check_clears(fixture, VMSNAP_QMP_GONE);
@@ -147,13 +155,26 @@ static void test_nothing_is_taken_out_while_scratch_hangs(Fixture *fixture, gcon
 static void test_a_record_is_recovered(Fixture *fixture, gconstpointer data) {
     g_autoptr(GError) error = NULL;
     (void)data;
-    fixture->record->frozen = TRUE;
     g_assert_true(vmsnap_qmp_recover(fixture->record, &error));
     g_assert_no_error(error);
     g_assert_false(fixture->record->job);
-    g_assert_false(fixture->record->frozen);
     g_assert_true(is_as_before(fixture));
     g_assert_true(vmsnap_qmp_recover(fixture->record, NULL));
+}
+
+/* An agent that cannot be found may have frozen its guest nevertheless, as long as there is one. */
+static void test_a_guest_is_frozen_until_it_is_gone(Fixture *fixture, gconstpointer data) {
+    g_autoptr(GError) error = NULL;
+    (void)data;
+    fixture->record->frozen = TRUE;
+    g_assert_false(vmsnap_qmp_recover(fixture->record, &error));
+    g_assert_nonnull(strstr(error->message, "guest agent"));
+    g_assert_false(fixture->record->job);
+    g_assert_true(fixture->record->frozen);
+    (void)kill(fixture->qemu.pid, SIGKILL);
+    while (!vmsnap_qmp_recover(fixture->record, NULL))
+        g_usleep(1000);
+    g_assert_false(fixture->record->frozen);
 }
 
 static void be_an_agent(FakePeer *peer) {
@@ -206,6 +227,7 @@ int main(int argc, char **argv) {
     add("/qmp-end/a-record-that-is-wrong-clears-nothing", test_a_record_that_is_wrong_clears_nothing);
     add("/qmp-end/nothing-is-taken-out-while-scratch-hangs", test_nothing_is_taken_out_while_scratch_hangs);
     add("/qmp-end/a-record-is-recovered", test_a_record_is_recovered);
+    add("/qmp-end/a-guest-is-frozen-until-it-is-gone", test_a_guest_is_frozen_until_it_is_gone);
     add("/qmp-end/a-guest-that-may-be-frozen-is-thawed", test_a_guest_that_may_be_frozen_is_thawed);
     return g_test_run();
 }

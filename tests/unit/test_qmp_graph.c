@@ -5,6 +5,8 @@
  */
 #include "backend/qmp_graph.h"
 
+#include "backend/qmp_server.h"
+
 #include "backend/json_socket.h"
 #include "fake_peer.h"
 #include "json_mutations.h"
@@ -18,7 +20,7 @@
 #define PREFIX "vmsnap-0123abcd"
 #define MAX_NODE_NAME 31
 #define MAX_MESSAGE_BYTES ((size_t)1 << 20)
-#define N_COMMANDS 20
+#define N_COMMANDS 22
 
 /* A QEMU with a graph that is not in it yet. */
 typedef struct {
@@ -156,7 +158,7 @@ static void test_exports_are_called_after_disks(Fixture *fixture, gconstpointer 
     (void)data;
     g_autoptr(VmsnapQmp) qmp = enter_and_begin(fixture);
     g_autofree char *exports = qemu_ask(&fixture->qemu, "query-block-exports");
-    g_assert_nonnull(strstr(exports, "\"" PREFIX "-0\""));
+    g_assert_nonnull(strstr(exports, "\"" PREFIX "-0-scratch\""));
     g_assert_nonnull(strstr(exports, "\"" PREFIX "-1-access\""));
     check_ends(fixture, qmp);
 }
@@ -408,7 +410,7 @@ static void test_images_are_kept_if_they_can_be_opened(void) {
         vmsnap_qmp_graph_add(graph, "a", "b", "c", images[i]);
         g_assert_null(place_at(graph, (guint)i)->image);
     }
-    vmsnap_qmp_graph_sync_images(graph);
+    vmsnap_qmp_graph_sync_images(graph, QEMU_TIMEOUT_MS);
 }
 
 static void test_wrong_text_is_an_error(void) {
