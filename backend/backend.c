@@ -142,16 +142,21 @@ static void record_set_leftover(int fd, VmsnapRecord *record, const GError *left
     (void)vmsnap_record_update(fd, record);
 }
 
+gboolean vmsnap_snapshot_clear_machine(int fd, VmsnapRecord *record, GError **error) {
+    if (!machine_recover(record, error))
+        return FALSE;
+    (void)vmsnap_record_update(fd, record);
+    return TRUE;
+}
+
 gboolean vmsnap_snapshot_recover(int fd, VmsnapRecord *record, GError **error) {
     if (!record->outcome) {
         record_set_outcome(record, VMSNAP_OUTCOME_BROKEN, "its daemon died");
         (void)vmsnap_record_update(fd, record);
     }
     g_autoptr(GError) left = NULL;
-    if (machine_recover(record, &left)) {
-        (void)vmsnap_record_update(fd, record);
+    if (vmsnap_snapshot_clear_machine(fd, record, &left))
         return TRUE;
-    }
     record_set_leftover(fd, record, left);
     g_propagate_error(error, g_steal_pointer(&left));
     return FALSE;

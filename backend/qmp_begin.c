@@ -36,6 +36,8 @@ static VmsnapQmpSnapshot *snapshot_new(const VmsnapBeginOptions *options) {
     snapshot->timeout_ms = options->timeout_ms;
     snapshot->scratch_reserve_bytes = options->scratch_reserve_bytes;
     snapshot->scratch_max_bytes = options->scratch_max_bytes;
+    snapshot->clear = options->clear;
+    snapshot->clear_data = options->clear_data;
     snapshot->scratch_fd = -1;
     snapshot->record_fd = options->record_fd;
     snapshot->record = vmsnap_record_new();

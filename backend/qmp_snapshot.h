@@ -42,6 +42,8 @@ typedef struct {
     uint64_t scratch_reserve_bytes;
     uint64_t scratch_max_bytes;
     unsigned timeout_ms;
+    VmsnapClearFunc clear; /* or NULL; the watch's */
+    gpointer clear_data;
 } VmsnapQmpSnapshot;
 
 /* qmp_begin.c */

@@ -83,20 +83,26 @@ void vmsnap_qmp_check_kept(VmsnapQmpSnapshot *snapshot) {
         break_for_loss(&snapshot->base);
 }
 
+/*
+ * The end cannot wait for somebody to unmount: until then QEMU would go on to fill scratch. Whoever has the right in
+ * this process's place writes the record, which nobody else does before the watch is gone.
+ */
 static void watch_clear(VmsnapQmpWatch *watch) {
     VmsnapQmpSnapshot *snapshot = watch->snapshot;
     g_autoptr(GError) error = NULL;
     VmsnapQmpClearing clearing =
         vmsnap_qmp_clear(snapshot->record, MIN(snapshot->timeout_ms, CLEAR_TIMEOUT_MS), &error);
-    watch->ended = clearing != VMSNAP_QMP_FAILED;
-    if (watch->ended && clearing != VMSNAP_QMP_DENIED) {
+    if (clearing == VMSNAP_QMP_DENIED && snapshot->clear && snapshot->clear(snapshot->clear_data))
+        clearing = VMSNAP_QMP_CLEARED;
+    watch->ended = clearing == VMSNAP_QMP_CLEARED || clearing == VMSNAP_QMP_GONE;
+    if (watch->ended) {
         snapshot->record->job = FALSE;
         (void)vmsnap_record_update(snapshot->record_fd, snapshot->record);
         vmsnap_qmp_remove_scratch(snapshot);
+    } else if (error && !watch->warned) {
+        g_warning("%s; it is tried again", error->message);
+        watch->warned = TRUE;
     }
-    if (error && !watch->warned)
-        g_warning("%s; %s", error->message, watch->ended ? "the end of the mount will" : "it is tried again");
-    watch->warned = TRUE;
 }
 
 /* Returns: in how many milliseconds to look again. */

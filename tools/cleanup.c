@@ -9,7 +9,7 @@
 
 #include <stdlib.h>
 
-/* For what is done beside waiting for libvirt. */
+/* For what is done beside waiting for the machine's host. */
 #define GRACE_MS 3000
 
 /* The guest first: to look at a mount point may take long, if it lies on another filesystem that hangs. */
@@ -31,18 +31,20 @@ typedef struct {
     GMutex lock;
     GCond changed;
     gint64 deadline_us; /* these are guarded by lock */
+    const char *host;   /* who is waited for; static */
     gboolean done;
     GError *error;
 } Cleanup;
 
-static void cleanup_set_deadline(Cleanup *cleanup, int timeout_ms) {
+static void cleanup_wait_for(Cleanup *cleanup, const char *backend, int timeout_ms) {
     g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&cleanup->lock);
     cleanup->deadline_us = g_get_monotonic_time() + (gint64)(timeout_ms + GRACE_MS) * 1000;
+    cleanup->host = vmsnap_backend_get_words(backend)->host;
 }
 
 static gboolean dead_clear(int fd, VmsnapRecord *record, gpointer user_data, GError **error) {
     if (user_data)
-        cleanup_set_deadline(user_data, record->timeout_ms);
+        cleanup_wait_for(user_data, record->backend, record->timeout_ms);
     if (!vmsnap_cleanup_record(fd, record, error))
         return FALSE;
     g_message("cleared what a dead mount of '%s' on '%s' had left", record->machine, record->mount_point);
@@ -72,8 +74,9 @@ static void cleanup_wait(Cleanup *cleanup, GError **error) {
         g_propagate_error(error, g_steal_pointer(&cleanup->error));
     else if (!cleanup->done)
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                    "failed to clear what a dead mount has left: libvirt does not answer; see whether it is well, and "
-                    "try 'mount.vmsnap --cleanup' again");
+                    "failed to clear what a dead mount has left: %s does not answer; see whether it is well, and "
+                    "try 'mount.vmsnap --cleanup' again",
+                    cleanup->host);
 }
 
 gboolean vmsnap_cleanup_dead_in_time(const char *machine, const char *mount_point, GError **error) {
@@ -83,7 +86,7 @@ gboolean vmsnap_cleanup_dead_in_time(const char *machine, const char *mount_poin
     cleanup->mount_point = mount_point;
     g_mutex_init(&cleanup->lock);
     g_cond_init(&cleanup->changed);
-    cleanup_set_deadline(cleanup, 0);
+    cleanup_wait_for(cleanup, NULL, 0);
     g_autoptr(GError) first_error = NULL;
     GThread *thread = vmsnap_thread_try_new("vmsnap-cleanup", cleanup_run, cleanup, &first_error);
     if (thread) {

@@ -193,7 +193,11 @@ static gboolean check_snapshot(VmsnapSnapshot *snapshot, gpointer user_data, GEr
     return vmsnap_view_check(&view, snapshot, error);
 }
 
-static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const VmsnapGuardian *guardian) {
+static gboolean clear_by_guardian(gpointer user_data) {
+    return vmsnap_guardian_clear(user_data);
+}
+
+static VmsnapBeginOptions begin_options(const VmsnapOptions *options, VmsnapGuardian *guardian) {
     return (VmsnapBeginOptions){
         .uuid = guardian->uuid,
         .record_fd = guardian->record_fd,
@@ -217,6 +221,8 @@ static VmsnapBeginOptions begin_options(const VmsnapOptions *options, const Vmsn
         .release = options->release,
         .check = check_snapshot,
         .check_data = (gpointer)options,
+        .clear = clear_by_guardian,
+        .clear_data = guardian,
     };
 }
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Daemon and guardian are connected by a pair of sockets. A message from the daemon is the number of a mount to take
- * away, the answer is whether it was still there. The end of the stream is the end of the daemon.
+ * Daemon and guardian are connected by a pair of sockets. A message from the daemon is a request, the answer a
+ * gboolean. The end of the stream is the end of the daemon.
  */
 #include "guardian.h"
 
 #include "cleanup.h"
 #include "mount_point.h"
 #include "report.h"
+#include "vmsnap/backend.h"
 #include "vmsnap/error.h"
 #include "vmsnap/record.h"
 
@@ -29,15 +30,23 @@
 /* For what the daemon has left to it since it lacks the right: that works at once, or not so soon. */
 #define FINISH_WAIT_MS 3000
 
-static void requests_serve(const VmsnapGuardian *guardian, int fd) {
-    uint64_t mount_id;
-    ssize_t length;
-    while ((length = recv(fd, &mount_id, sizeof mount_id, 0)) > 0 || (length < 0 && errno == EINTR)) {
-        if (length != sizeof mount_id)
-            continue;
-        gboolean was_there = vmsnap_mount_point_detach(guardian->mount_point, mount_id);
-        (void)send(fd, &was_there, sizeof was_there, MSG_NOSIGNAL);
-    }
+enum {
+    REQUEST_UNMOUNT, /* answered: whether the mount was still there */
+    REQUEST_CLEAR,   /* the machine; answered: whether that is done */
+};
+
+/* Without padding, which would be sent as well. */
+typedef struct {
+    uint64_t kind;
+    uint64_t mount_id; /* of what to unmount */
+} Request;
+
+/* What is tried again and again is told when it is new. */
+static void warn_of_change(const char *message, char **last_message) {
+    if (g_strcmp0(message, *last_message) != 0)
+        g_warning("%s", message);
+    g_free(*last_message);
+    *last_message = g_strdup(message);
 }
 
 /* Returns: (transfer full): the record; or NULL with @error set; or NULL without, if nothing was begun. */
@@ -46,6 +55,34 @@ static VmsnapRecord *record_read(const VmsnapGuardian *guardian, GError **error)
         return vmsnap_record_read(guardian->record_fd, error);
     vmsnap_record_remove(guardian->uuid);
     return NULL;
+}
+
+/* The daemon lives, and waits for this: so nobody else writes the record, and an outcome is not for us to note. */
+static gboolean machine_clear(const VmsnapGuardian *guardian, char **last_message) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, &error);
+    if (record) {
+        record->timeout_ms = MIN(record->timeout_ms, TRY_TIMEOUT_MS);
+        vmsnap_report_set_subject(record->uuid, record->machine, record->mount_point);
+        if (vmsnap_snapshot_clear_machine(guardian->record_fd, record, &error))
+            return TRUE;
+    }
+    warn_of_change(error->message, last_message);
+    return FALSE;
+}
+
+static void requests_serve(const VmsnapGuardian *guardian, int fd) {
+    g_autofree char *last_message = NULL;
+    Request request;
+    ssize_t length;
+    while ((length = recv(fd, &request, sizeof request, 0)) > 0 || (length < 0 && errno == EINTR)) {
+        if (length != sizeof request)
+            continue;
+        gboolean answer = request.kind == REQUEST_CLEAR
+                              ? machine_clear(guardian, &last_message)
+                              : vmsnap_mount_point_detach(guardian->mount_point, request.mount_id);
+        (void)send(fd, &answer, sizeof answer, MSG_NOSIGNAL);
+    }
 }
 
 /* A guest must not be left with a job or frozen, however long it takes: everything else is tried once. */
@@ -70,10 +107,7 @@ static int left_clear(const VmsnapGuardian *guardian) {
                 g_message("all that it had left is cleared");
             return EXIT_SUCCESS;
         }
-        if (g_strcmp0(error->message, last_message) != 0)
-            g_warning("%s", error->message);
-        g_free(last_message);
-        last_message = g_strdup(error->message);
+        warn_of_change(error->message, &last_message);
         if (!vmsnap_record_has_left(record))
             return EXIT_FAILURE;
         (void)sleep(pause_s);
@@ -121,20 +155,35 @@ gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GE
     guardian->fd = paired ? fds[0] : -1;
     if (paired)
         (void)close(fds[1]);
-    if (guardian->pid > 0)
+    if (guardian->pid > 0) {
+        g_mutex_init(&guardian->lock);
         return TRUE;
+    }
     if (paired)
         (void)close(g_steal_fd(&guardian->fd));
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_SYSTEM, "failed to start the guardian process: %s", g_strerror(code));
     return FALSE;
 }
 
+/* Returns: FALSE if nobody answers. The watch may still ask when the main thread does. */
+static gboolean request_make(VmsnapGuardian *guardian, const Request *request, gboolean *ret_answer) {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&guardian->lock);
+    return send(guardian->fd, request, sizeof *request, MSG_NOSIGNAL) == sizeof *request &&
+           recv(guardian->fd, ret_answer, sizeof *ret_answer, 0) == sizeof *ret_answer;
+}
+
 gboolean vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id) {
+    const Request request = {.kind = REQUEST_UNMOUNT, .mount_id = mount_id};
     gboolean was_there;
-    if (send(guardian->fd, &mount_id, sizeof mount_id, MSG_NOSIGNAL) == sizeof mount_id &&
-        recv(guardian->fd, &was_there, sizeof was_there, 0) == sizeof was_there)
+    if (request_make(guardian, &request, &was_there))
         return was_there;
     return vmsnap_mount_point_detach(guardian->mount_point, mount_id);
+}
+
+gboolean vmsnap_guardian_clear(VmsnapGuardian *guardian) {
+    const Request request = {.kind = REQUEST_CLEAR};
+    gboolean cleared;
+    return request_make(guardian, &request, &cleared) && cleared;
 }
 
 /* Somebody has killed it. What this process has the rights for is done; umount's helper or a next mount does the rest.
@@ -164,6 +213,7 @@ static gboolean guardian_takes_over(const VmsnapGuardian *guardian, const Vmsnap
 gboolean vmsnap_guardian_finish(VmsnapGuardian *guardian) {
     g_autoptr(VmsnapRecord) record = vmsnap_record_read(guardian->record_fd, NULL);
     (void)close(g_steal_fd(&guardian->fd));
+    g_mutex_clear(&guardian->lock);
     if (record && vmsnap_record_has_left(record) && !guardian_takes_over(guardian, record))
         return FALSE;
     int status;

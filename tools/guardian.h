@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The guardian is a small process beside the daemon that keeps the rights which the daemon gives up. It takes the mount
- * away when the daemon asks, and when the daemon has ended, well or not, it clears whatever is left of the snapshot. It
- * holds the owner record together with the daemon, so that a snapshot is never without an owner.
+ * away, or a lost snapshot out of the machine, when the daemon asks, and when the daemon has ended, well or not, it
+ * clears whatever is left of the snapshot. It holds the owner record together with the daemon, so that a snapshot is
+ * never without an owner.
  */
 #pragma once
 
@@ -15,7 +16,8 @@ typedef struct {
     const char *mount_point; /* absolute */
     int record_fd;           /* from vmsnap_record_open(); stays the caller's */
     pid_t pid;
-    int fd; /* of the guardian's end; -1 when it was let go */
+    int fd;      /* of the guardian's end; -1 when it was let go */
+    GMutex lock; /* held from a request to its answer */
 } VmsnapGuardian;
 
 /**
@@ -27,8 +29,19 @@ typedef struct {
  */
 gboolean vmsnap_guardian_start(VmsnapGuardian *guardian, gboolean foreground, GError **error);
 
-/** Has the mount taken away, if it is still there. Returns: whether it was. */
+/**
+ * Has the mount taken away, if it is still there. Waits for another request to be answered. Any thread. Returns:
+ * whether it was.
+ */
 gboolean vmsnap_guardian_unmount(VmsnapGuardian *guardian, uint64_t mount_id);
+
+/**
+ * vmsnap_guardian_clear:
+ *
+ * Has cleared in the machine what the record tells of, as VmsnapClearFunc: with one try, which takes a few seconds at
+ * most for each thing that does not answer. Any thread.
+ */
+gboolean vmsnap_guardian_clear(VmsnapGuardian *guardian);
 
 /**
  * vmsnap_guardian_finish:

@@ -100,6 +100,15 @@ typedef enum {
  */
 typedef gboolean (*VmsnapCheckFunc)(VmsnapSnapshot *snapshot, gpointer user_data, GError **error);
 
+/**
+ * VmsnapClearFunc:
+ *
+ * Has somebody with more rights clear in the machine what the record's file tells of, while the snapshot lives: it is
+ * lost, and this process may not do that any more. That one writes the record, and the caller must not meanwhile.
+ * Blocks; any thread, one at a time. Returns: whether all is cleared, and the file says so. It may be tried again.
+ */
+typedef gboolean (*VmsnapClearFunc)(gpointer user_data);
+
 /** What the user asked for. All strings belong to the caller and must outlive the call. */
 typedef struct {
     const char *uuid;           /* of the snapshot to begin */
@@ -124,6 +133,8 @@ typedef struct {
     gboolean release;               /* ranges are to be released; a backend that cannot must refuse */
     VmsnapCheckFunc check;
     gpointer check_data;
+    VmsnapClearFunc clear; /* or NULL; this and its data are used until the snapshot has ended */
+    gpointer clear_data;
 } VmsnapBeginOptions;
 
 /** One disk of a snapshot. Every field is immutable from begin to free, but for the last. */
@@ -262,7 +273,7 @@ VmsnapConsistency vmsnap_snapshot_get_consistency(const VmsnapSnapshot *snapshot
 
 /**
  * vmsnap_snapshot_begin:
- * @options: what to begin; not kept
+ * @options: what to begin; not kept, but for clear
  *
  * Begins the snapshot of a running machine and opens its disks. Blocks. After an error the machine is as it was, unless
  * the record says otherwise. Returns: (transfer full): the snapshot, or NULL with @error set.
@@ -289,6 +300,16 @@ gboolean vmsnap_snapshot_start(VmsnapSnapshot *snapshot, GError **error);
  * remains.
  */
 gboolean vmsnap_snapshot_end(VmsnapSnapshot *snapshot, gboolean aborted, gboolean commit, GError **error);
+
+/**
+ * vmsnap_snapshot_clear_machine:
+ * @fd: holds the record
+ * @record: is changed as things are cleared, and written when all are
+ *
+ * Clears in the machine what the record tells of, and says nothing of an outcome: the snapshot may still have somebody
+ * who serves it. Blocks. Returns: FALSE with @error set if something is left. It may be tried again.
+ */
+gboolean vmsnap_snapshot_clear_machine(int fd, VmsnapRecord *record, GError **error);
 
 /**
  * vmsnap_snapshot_recover:

@@ -67,6 +67,7 @@ class Scratch(faults.TestCase):
         cls.scratch = lib.make_directory('small')
         # Before the machine, since QEMU may live in a mount namespace of its own.
         run('mount', '-t', 'tmpfs', '-o', f'size={SCRATCH_MIB}m,mode=755', 'scratch', cls.scratch)
+        cls.addClassCleanup(cls.scratch.rmdir)
         cls.addClassCleanup(run, 'umount', '--lazy', cls.scratch)
         super().setUpClass()
 

@@ -240,6 +240,46 @@ static void test_an_unknown_backend_without_a_job_does_not_matter(void) {
     left_clear(&left);
 }
 
+static void make_living_over_qmp(Left *left, const char *graph) {
+    g_free(left->record->backend);
+    left->record->backend = g_strdup("qmp");
+    left->record->connect_uri = g_build_filename(playground, "no-monitor", NULL);
+    left->record->graph = g_strdup(graph);
+    left->record->job = TRUE;
+    g_assert_true(vmsnap_record_update(left->fd, left->record));
+}
+
+static void check_lives(const Left *left, gboolean job) {
+    g_autoptr(VmsnapRecord) read = vmsnap_record_read(left->fd, NULL);
+    g_assert_cmpint(read->job, ==, job);
+    g_assert_null(read->outcome);
+    g_assert_null(read->reason);
+    g_assert_true(vmsnap_record_exists(left->fd));
+    g_assert_true(is_there(left->record->runtime_dir));
+    g_assert_true(is_there(left->record->scratch_dir));
+}
+
+/* Somebody still serves it, who says how it has ended. */
+static void test_a_living_snapshot_is_only_cleared_in_the_machine(void) {
+    g_autoptr(GError) error = NULL;
+    Left left = left_new(NULL);
+    make_living_over_qmp(&left, "{\"places\": []}");
+    g_assert_true(vmsnap_snapshot_clear_machine(left.fd, left.record, &error));
+    g_assert_no_error(error);
+    check_lives(&left, FALSE);
+    left_clear(&left);
+}
+
+static void test_a_living_snapshot_that_cannot_be_cleared_may_be_later(void) {
+    g_autoptr(GError) error = NULL;
+    Left left = left_new(NULL);
+    make_living_over_qmp(&left, "nonsense");
+    g_assert_false(vmsnap_snapshot_clear_machine(left.fd, left.record, &error));
+    g_assert_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED);
+    check_lives(&left, TRUE);
+    left_clear(&left);
+}
+
 int main(int argc, char **argv) {
     become_ordinary_user();
     playground = g_dir_make_tmp("vmsnap-XXXXXX", NULL);
@@ -258,6 +298,10 @@ int main(int argc, char **argv) {
                     test_an_unknown_backend_keeps_what_may_be_in_use);
     g_test_add_func("/recover/an-unknown-backend-without-a-job-does-not-matter",
                     test_an_unknown_backend_without_a_job_does_not_matter);
+    g_test_add_func("/recover/a-living-snapshot-is-only-cleared-in-the-machine",
+                    test_a_living_snapshot_is_only_cleared_in_the_machine);
+    g_test_add_func("/recover/a-living-snapshot-that-cannot-be-cleared-may-be-later",
+                    test_a_living_snapshot_that_cannot_be_cleared_may_be_later);
     int result = g_test_run();
     (void)g_rmdir(playground);
     g_free(playground);
