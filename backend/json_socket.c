@@ -32,8 +32,8 @@ static int socket_connect_once(const struct sockaddr_un *address) {
 VmsnapJsonSocket *vmsnap_json_socket_connect(const char *path, size_t max_message_bytes, gint64 deadline_us,
                                              int *ret_errno) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    *ret_errno = ENAMETOOLONG;
-    if (g_strlcpy(address.sun_path, path, sizeof address.sun_path) >= sizeof address.sun_path)
+    *ret_errno = path ? ENAMETOOLONG : ENOENT;
+    if (!path || g_strlcpy(address.sun_path, path, sizeof address.sun_path) >= sizeof address.sun_path)
         return NULL;
     int fd;
     while ((fd = socket_connect_once(&address)) < 0 && errno == EAGAIN && g_get_monotonic_time() < deadline_us)

@@ -11,6 +11,7 @@ typedef struct VmsnapJsonSocket VmsnapJsonSocket;
 
 /**
  * vmsnap_json_socket_connect:
+ * @path: or NULL, which is nobody's
  * @max_message_bytes: a longer object is an error
  * @ret_errno: why not: ENOENT or ECONNREFUSED if there is nobody, EAGAIN if too many wait already
  *

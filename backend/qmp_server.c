@@ -48,7 +48,7 @@ static gboolean greets(int fd) {
 /* Nobody but the server that was started with it answers on our socket. */
 VmsnapQmpServer vmsnap_qmp_server_look(const char *socket_path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (g_strlcpy(address.sun_path, socket_path, sizeof address.sun_path) >= sizeof address.sun_path)
+    if (!socket_path || g_strlcpy(address.sun_path, socket_path, sizeof address.sun_path) >= sizeof address.sun_path)
         return VMSNAP_QMP_SERVER_NONE;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     VmsnapQmpServer server = VMSNAP_QMP_SERVER_SILENT;

@@ -21,7 +21,7 @@ typedef enum {
     VMSNAP_QMP_SERVER_SILENT, /* somebody listens, who says nothing */
 } VmsnapQmpServer;
 
-/** Returns: who listens on the socket that an NBD server was started with. Blocks for a moment. */
+/** Returns: who listens on the socket that an NBD server was started with, or on NULL. Blocks for a moment. */
 VmsnapQmpServer vmsnap_qmp_server_look(const char *socket);
 
 /**

@@ -144,9 +144,9 @@ struct VmsnapDisk {
     char *source;             /* where the machine keeps it, for people; may be NULL */
     uint64_t size_bytes;
     uint64_t boundary_bytes; /* a read must not cross a multiple of it; 0: it may */
-    gboolean can_release; /* ranges may be given to vmsnap_disk_release() */
-    char *since;          /* name of the checkpoint that its changes count from; NULL if nobody knows what changed */
-    char *full_reason;    /* why nobody knows, although that was asked for; or NULL */
+    gboolean can_release;    /* ranges may be given to vmsnap_disk_release() */
+    char *since;             /* name of the checkpoint that its changes count from; NULL if nobody knows what changed */
+    char *full_reason;       /* why nobody knows, although that was asked for; or NULL */
     uint64_t since_size_bytes; /* its size at that checkpoint, or 0 if that is not known, as the next one */
     int64_t since_modified_ns; /* modified_ns at that checkpoint */
     int64_t modified_ns;       /* when it was changed last, as far as is known: set by who has looked at all changes,
