@@ -116,10 +116,8 @@ static gboolean agent_call(VmsnapAgent *agent, const char *verb, const char *com
     JsonObject *object = json_node_get_object(answer);
     if (json_object_has_member(object, "return"))
         return TRUE;
-    JsonNode *refusal = json_object_get_member(object, "error");
-    g_autofree char *words = refusal && JSON_NODE_HOLDS_OBJECT(refusal)
-                                 ? vmsnap_json_dup_words(json_node_get_object(refusal), "desc")
-                                 : NULL;
+    JsonObject *refusal = vmsnap_json_find_object(object, "error");
+    g_autofree char *words = refusal ? vmsnap_json_dup_words(refusal, "desc") : NULL;
     set_error(error, verb, words ? words : "the guest agent gives no reason");
     return FALSE;
 }

@@ -27,8 +27,35 @@ JsonNode *vmsnap_json_parse(const char *text, GError **error) {
     return NULL;
 }
 
+JsonObject *vmsnap_json_as_object(JsonNode *node) {
+    return node && JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+}
+
+/* Made once, and never changed. */
+static gpointer make_empty(gpointer data) {
+    (void)data;
+    return json_array_new();
+}
+
+JsonArray *vmsnap_json_as_array(JsonNode *node) {
+    static GOnce empty = G_ONCE_INIT;
+    return node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : g_once(&empty, make_empty, NULL);
+}
+
+JsonObject *vmsnap_json_get_object(JsonArray *array, guint place) {
+    return vmsnap_json_as_object(json_array_get_element(array, place));
+}
+
+JsonNode *vmsnap_json_find_any(JsonObject *object, const char *name) {
+    return object ? json_object_get_member(object, name) : NULL;
+}
+
+JsonObject *vmsnap_json_find_object(JsonObject *object, const char *name) {
+    return vmsnap_json_as_object(vmsnap_json_find_any(object, name));
+}
+
 JsonNode *vmsnap_json_find(JsonObject *object, const char *name, GType type) {
-    JsonNode *node = json_object_get_member(object, name);
+    JsonNode *node = vmsnap_json_find_any(object, name);
     return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == type ? node : NULL;
 }
 
@@ -45,4 +72,10 @@ char *vmsnap_json_dup_words(JsonObject *object, const char *name) {
         g_string_append_unichar(words, g_unichar_iscntrl(read) ? ' ' : read);
     }
     return g_string_free(g_steal_pointer(&words), FALSE);
+}
+
+const char *vmsnap_json_find_text(JsonObject *object, const char *name) {
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_STRING);
+    const char *text = node ? json_node_get_string(node) : NULL;
+    return text && text[0] && g_utf8_validate(text, -1, NULL) ? text : NULL;
 }

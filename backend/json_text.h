@@ -20,5 +20,23 @@ JsonNode *vmsnap_json_parse(const char *text, GError **error);
  */
 char *vmsnap_json_dup_words(JsonObject *object, const char *name);
 
-/** Returns: (transfer none): the member of that name if it is of that type of value, or NULL. */
+/** Returns: (transfer none): the object that @node, which may be NULL, holds, or NULL. */
+JsonObject *vmsnap_json_as_object(JsonNode *node);
+
+/** Returns: (transfer none): the array that @node, which may be NULL, holds; or an empty one. */
+JsonArray *vmsnap_json_as_array(JsonNode *node);
+
+/** Returns: (transfer none): the object at a place of an array, or NULL if something else is there. */
+JsonObject *vmsnap_json_get_object(JsonArray *array, guint place);
+
+/** Returns: (transfer none): the member of that name, or NULL, also if @object is. */
+JsonNode *vmsnap_json_find_any(JsonObject *object, const char *name);
+
+/** As vmsnap_json_find_any(), if it is an object. */
+JsonObject *vmsnap_json_find_object(JsonObject *object, const char *name);
+
+/** As vmsnap_json_find_any(), if it is of that type of value. */
 JsonNode *vmsnap_json_find(JsonObject *object, const char *name, GType type);
+
+/** Returns: (transfer none): a string member, or NULL if it is empty, or not UTF-8: that could not be sent back. */
+const char *vmsnap_json_find_text(JsonObject *object, const char *name);

@@ -25,11 +25,6 @@ static gint64 deadline_of(const VmsnapQmp *qmp) {
     return g_get_monotonic_time() + (gint64)qmp->timeout_ms * 1000;
 }
 
-static JsonObject *object_member(JsonObject *object, const char *name) {
-    JsonNode *node = object ? json_object_get_member(object, name) : NULL;
-    return node && JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-}
-
 static unsigned number_member(JsonObject *object, const char *name) {
     JsonNode *node = vmsnap_json_find(object, name, G_TYPE_INT64);
     return node ? (unsigned)CLAMP(json_node_get_int(node), 0, G_MAXINT) : 0;
@@ -37,8 +32,8 @@ static unsigned number_member(JsonObject *object, const char *name) {
 
 /* Returns: whether it is the greeting of a monitor. */
 static gboolean greeting_read(VmsnapQmp *qmp, JsonNode *greeting) {
-    JsonObject *numbers =
-        object_member(object_member(object_member(json_node_get_object(greeting), "QMP"), "version"), "qemu");
+    JsonObject *numbers = vmsnap_json_find_object(
+        vmsnap_json_find_object(vmsnap_json_find_object(json_node_get_object(greeting), "QMP"), "version"), "qemu");
     if (!numbers)
         return FALSE;
     qmp->major = number_member(numbers, "major");
@@ -145,7 +140,7 @@ static JsonNode *answer_wait(VmsnapQmp *qmp, guint64 id, GError **error) {
 }
 
 static void set_refused_error(GError **error, JsonObject *answer) {
-    JsonObject *refusal = object_member(answer, "error");
+    JsonObject *refusal = vmsnap_json_find_object(answer, "error");
     g_autofree char *words = refusal ? vmsnap_json_dup_words(refusal, "desc") : NULL;
     g_set_error_literal(error, VMSNAP_QMP_ERROR, VMSNAP_QMP_ERROR_REFUSED, words ? words : "QEMU gives no reason");
 }

@@ -77,20 +77,13 @@ char *vmsnap_qmp_graph_to_text(const VmsnapQmpGraph *graph) {
     return json_gvariant_serialize_data(whole, NULL);
 }
 
-static const char *place_member(JsonObject *object, const char *name) {
-    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_STRING);
-    const char *text = node ? json_node_get_string(node) : NULL;
-    return text && text[0] && g_utf8_validate(text, -1, NULL) ? text : NULL;
-}
-
-static gboolean place_parse(VmsnapQmpGraph *graph, JsonNode *node) {
-    JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-    const char *name = object ? place_member(object, "name") : NULL;
-    const char *device = object ? place_member(object, "device") : NULL;
-    const char *original = object ? place_member(object, "node") : NULL;
+static gboolean place_parse(VmsnapQmpGraph *graph, JsonObject *object) {
+    const char *name = vmsnap_json_find_text(object, "name");
+    const char *device = vmsnap_json_find_text(object, "device");
+    const char *original = vmsnap_json_find_text(object, "node");
     if (!name || !device || !original)
         return FALSE;
-    vmsnap_qmp_graph_add(graph, name, device, original, place_member(object, "image"));
+    vmsnap_qmp_graph_add(graph, name, device, original, vmsnap_json_find_text(object, "image"));
     return TRUE;
 }
 
@@ -98,10 +91,10 @@ VmsnapQmpGraph *vmsnap_qmp_graph_from_text(const char *uuid, const char *text, G
     g_autoptr(VmsnapQmpGraph) graph = vmsnap_qmp_graph_new(uuid);
     g_autoptr(JsonNode) root = vmsnap_json_parse(text, NULL);
     JsonNode *node = root ? json_object_get_member(json_node_get_object(root), "places") : NULL;
-    JsonArray *places = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
-    gboolean whole = places != NULL;
+    JsonArray *places = vmsnap_json_as_array(node);
+    gboolean whole = node && JSON_NODE_HOLDS_ARRAY(node);
     for (guint i = 0; whole && i < json_array_get_length(places); i++)
-        whole = place_parse(graph, json_array_get_element(places, i));
+        whole = place_parse(graph, vmsnap_json_get_object(places, i));
     if (whole)
         return g_steal_pointer(&graph);
     g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED, "failed to read where snapshot %s is in QEMU", uuid);
@@ -135,8 +128,7 @@ static gboolean scratch_add(const VmsnapQmpGraph *graph, guint place, VmsnapQmp 
         vmsnap_qmp_call_with_fd(qmp, scratch_fd, error, "add-fd", "{'opaque': <%s>}", graph->prefix);
     if (!added)
         return FALSE;
-    JsonNode *id =
-        JSON_NODE_HOLDS_OBJECT(added) ? vmsnap_json_find(json_node_get_object(added), "fdset-id", G_TYPE_INT64) : NULL;
+    JsonNode *id = vmsnap_json_find(vmsnap_json_as_object(added), "fdset-id", G_TYPE_INT64);
     gint64 fdset = id ? json_node_get_int(id) : -1;
     g_autofree char *filename = g_strdup_printf("/dev/fdset/%" G_GINT64_FORMAT, fdset);
     /* Its own way of waiting: requests of a scratch that hangs would take all threads that the guest's disks share. */
@@ -203,12 +195,9 @@ static GHashTable *nodes_query(VmsnapQmp *qmp, GError **error) {
     if (!answer)
         return NULL;
     GHashTable *names = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    JsonArray *list = JSON_NODE_HOLDS_ARRAY(answer) ? json_node_get_array(answer) : NULL;
-    for (guint i = 0; list && i < json_array_get_length(list); i++) {
-        JsonNode *node = json_array_get_element(list, i);
-        JsonNode *name = JSON_NODE_HOLDS_OBJECT(node)
-                             ? vmsnap_json_find(json_node_get_object(node), "node-name", G_TYPE_STRING)
-                             : NULL;
+    JsonArray *list = vmsnap_json_as_array(answer);
+    for (guint i = 0; i < json_array_get_length(list); i++) {
+        JsonNode *name = vmsnap_json_find(vmsnap_json_get_object(list, i), "node-name", G_TYPE_STRING);
         if (name)
             (void)g_hash_table_add(names, g_strdup(json_node_get_string(name)));
     }
@@ -221,12 +210,11 @@ static GHashTable *exports_query(VmsnapQmp *qmp, gboolean going, GError **error)
     if (!answer)
         return NULL;
     GHashTable *ids = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    JsonArray *list = JSON_NODE_HOLDS_ARRAY(answer) ? json_node_get_array(answer) : NULL;
-    for (guint i = 0; list && i < json_array_get_length(list); i++) {
-        JsonNode *node = json_array_get_element(list, i);
-        JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-        JsonNode *id = object ? vmsnap_json_find(object, "id", G_TYPE_STRING) : NULL;
-        JsonNode *shutting = object ? vmsnap_json_find(object, "shutting-down", G_TYPE_BOOLEAN) : NULL;
+    JsonArray *list = vmsnap_json_as_array(answer);
+    for (guint i = 0; i < json_array_get_length(list); i++) {
+        JsonObject *object = vmsnap_json_get_object(list, i);
+        JsonNode *id = vmsnap_json_find(object, "id", G_TYPE_STRING);
+        JsonNode *shutting = vmsnap_json_find(object, "shutting-down", G_TYPE_BOOLEAN);
         if (id && (going || !(shutting && json_node_get_boolean(shutting))))
             (void)g_hash_table_add(ids, g_strdup(json_node_get_string(id)));
     }
@@ -324,29 +312,26 @@ static gboolean place_remove(const VmsnapQmpGraph *graph, guint place, GHashTabl
            node_delete(graph, place, NODE_SCRATCH, nodes, qmp, next_error) && deleted;
 }
 
-static gboolean is_ours(const VmsnapQmpGraph *graph, JsonNode *node) {
-    JsonObject *fd = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-    JsonNode *opaque = fd ? vmsnap_json_find(fd, "opaque", G_TYPE_STRING) : NULL;
+static gboolean is_ours(const VmsnapQmpGraph *graph, JsonObject *fd) {
+    JsonNode *opaque = vmsnap_json_find(fd, "opaque", G_TYPE_STRING);
     return opaque && g_str_equal(json_node_get_string(opaque), graph->prefix);
 }
 
 /* Of a set that somebody was killed over before he could let QEMU forget it: there is one descriptor in it. */
-static gboolean fdset_remove(const VmsnapQmpGraph *graph, JsonNode *node, VmsnapQmp *qmp, GError **error) {
-    JsonObject *set = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-    JsonNode *id = set ? vmsnap_json_find(set, "fdset-id", G_TYPE_INT64) : NULL;
-    JsonNode *fds = set ? json_object_get_member(set, "fds") : NULL;
-    JsonArray *list = fds && JSON_NODE_HOLDS_ARRAY(fds) ? json_node_get_array(fds) : NULL;
-    if (!id || !list || json_array_get_length(list) == 0 || !is_ours(graph, json_array_get_element(list, 0)))
+static gboolean fdset_remove(const VmsnapQmpGraph *graph, JsonObject *set, VmsnapQmp *qmp, GError **error) {
+    JsonNode *id = vmsnap_json_find(set, "fdset-id", G_TYPE_INT64);
+    JsonArray *list = vmsnap_json_as_array(vmsnap_json_find_any(set, "fds"));
+    if (!id || json_array_get_length(list) == 0 || !is_ours(graph, vmsnap_json_get_object(list, 0)))
         return TRUE;
     return vmsnap_qmp_run(qmp, error, "remove-fd", "{'fdset-id': <%x>}", json_node_get_int(id));
 }
 
 static gboolean fdsets_remove(const VmsnapQmpGraph *graph, VmsnapQmp *qmp, GError **error) {
     g_autoptr(JsonNode) sets = vmsnap_qmp_call(qmp, error, "query-fdsets", NULL);
-    JsonArray *list = sets && JSON_NODE_HOLDS_ARRAY(sets) ? json_node_get_array(sets) : NULL;
+    JsonArray *list = vmsnap_json_as_array(sets);
     gboolean removed = sets != NULL;
-    for (guint i = 0; list && removed && i < json_array_get_length(list); i++)
-        removed = fdset_remove(graph, json_array_get_element(list, i), qmp, error);
+    for (guint i = 0; removed && i < json_array_get_length(list); i++)
+        removed = fdset_remove(graph, vmsnap_json_get_object(list, i), qmp, error);
     return removed;
 }
 

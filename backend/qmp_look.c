@@ -25,11 +25,7 @@ void vmsnap_qmp_facts_free(VmsnapQmpFacts *facts) {
 /* Returns: (transfer full): a string member of what a command returns, or NULL if there is none that is of use. */
 static char *query_string(VmsnapQmp *qmp, const char *command, const char *member) {
     g_autoptr(JsonNode) answer = vmsnap_qmp_call(qmp, NULL, command, NULL);
-    JsonNode *node = answer && JSON_NODE_HOLDS_OBJECT(answer)
-                         ? vmsnap_json_find(json_node_get_object(answer), member, G_TYPE_STRING)
-                         : NULL;
-    const char *text = node ? json_node_get_string(node) : NULL;
-    return text && text[0] && g_utf8_validate(text, -1, NULL) ? g_strdup(text) : NULL;
+    return g_strdup(vmsnap_json_find_text(vmsnap_json_as_object(answer), member));
 }
 
 /* Returns: (transfer full): a property of an object, or NULL if it has none. */
@@ -90,10 +86,9 @@ gboolean vmsnap_qmp_check_idle(VmsnapQmp *qmp, const char *machine, GError **err
     JsonArray *jobs = answer && JSON_NODE_HOLDS_ARRAY(answer) ? json_node_get_array(answer) : NULL;
     if (jobs && json_array_get_length(jobs) == 0)
         return TRUE;
-    JsonNode *first = jobs ? json_array_get_element(jobs, 0) : NULL;
-    JsonObject *job = first && JSON_NODE_HOLDS_OBJECT(first) ? json_node_get_object(first) : NULL;
-    JsonNode *name = job ? vmsnap_json_find(job, "device", G_TYPE_STRING) : NULL;
-    JsonNode *type = job ? vmsnap_json_find(job, "type", G_TYPE_STRING) : NULL;
+    JsonObject *job = jobs ? vmsnap_json_get_object(jobs, 0) : NULL;
+    JsonNode *name = vmsnap_json_find(job, "device", G_TYPE_STRING);
+    JsonNode *type = vmsnap_json_find(job, "type", G_TYPE_STRING);
     if (job)
         g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
                     "failed to mount machine '%s': its block job '%s' (%s) runs; wait until it ends, or cancel it",

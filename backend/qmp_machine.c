@@ -20,31 +20,19 @@ static void drive_free(gpointer data) {
     g_free(drive);
 }
 
-/* What is not UTF-8 cannot be sent back. Returns: (transfer none): or NULL */
-static const char *string_member(JsonObject *object, const char *name) {
-    JsonNode *node = object ? vmsnap_json_find(object, name, G_TYPE_STRING) : NULL;
-    const char *text = node ? json_node_get_string(node) : NULL;
-    return text && text[0] && g_utf8_validate(text, -1, NULL) ? text : NULL;
-}
-
 static gboolean boolean_member(JsonObject *object, const char *name) {
-    JsonNode *node = object ? vmsnap_json_find(object, name, G_TYPE_BOOLEAN) : NULL;
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_BOOLEAN);
     return node && json_node_get_boolean(node);
 }
 
-static JsonObject *object_member(JsonObject *object, const char *name) {
-    JsonNode *node = object ? json_object_get_member(object, name) : NULL;
-    return node && JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-}
-
 static uint64_t size_of(JsonObject *image) {
-    JsonNode *node = image ? vmsnap_json_find(image, "virtual-size", G_TYPE_INT64) : NULL;
+    JsonNode *node = vmsnap_json_find(image, "virtual-size", G_TYPE_INT64);
     return node ? (uint64_t)MAX(json_node_get_int(node), 0) : 0;
 }
 
 /* Returns: (transfer full): the path of a device, which QEMU names by its id where it has one; or NULL */
 static char *device_path(JsonObject *block) {
-    const char *name = string_member(block, "qdev");
+    const char *name = vmsnap_json_find_text(block, "qdev");
     if (!name)
         return NULL;
     return name[0] == '/' ? g_strdup(name) : g_strconcat(PERIPHERAL, name, NULL);
@@ -79,15 +67,15 @@ static char *name_choose(const GPtrArray *drives, const char *id, const char *dr
 }
 
 static VmsnapQmpDrive *drive_parse(const GPtrArray *drives, JsonObject *block) {
-    JsonObject *inserted = object_member(block, "inserted");
-    JsonObject *image = object_member(inserted, "image");
+    JsonObject *inserted = vmsnap_json_find_object(block, "inserted");
+    JsonObject *image = vmsnap_json_find_object(inserted, "image");
     VmsnapQmpDrive *drive = g_new0(VmsnapQmpDrive, 1);
     drive->device = device_path(block);
-    drive->node = g_strdup(string_member(inserted, "node-name"));
+    drive->node = g_strdup(vmsnap_json_find_text(inserted, "node-name"));
     drive->size_bytes = size_of(image);
     g_autofree char *id = device_id(drive->device);
-    drive->base.name = name_choose(drives, id, string_member(block, "device"), drive->node);
-    drive->base.source = g_strdup(string_member(inserted, "file"));
+    drive->base.name = name_choose(drives, id, vmsnap_json_find_text(block, "device"), drive->node);
+    drive->base.source = g_strdup(vmsnap_json_find_text(inserted, "file"));
     drive->base.media = VMSNAP_MEDIA_LEFT_OUT;
     if (!drive->device)
         drive->base.reason = "belongs to no device";
@@ -102,25 +90,24 @@ static VmsnapQmpDrive *drive_parse(const GPtrArray *drives, JsonObject *block) {
 
 GPtrArray *vmsnap_qmp_drives_parse(JsonNode *blocks) {
     GPtrArray *drives = g_ptr_array_new_with_free_func(drive_free);
-    JsonArray *list = JSON_NODE_HOLDS_ARRAY(blocks) ? json_node_get_array(blocks) : NULL;
-    for (guint i = 0; list && i < json_array_get_length(list); i++) {
-        JsonNode *block = json_array_get_element(list, i);
-        if (JSON_NODE_HOLDS_OBJECT(block))
-            g_ptr_array_add(drives, drive_parse(drives, json_node_get_object(block)));
+    JsonArray *list = vmsnap_json_as_array(blocks);
+    for (guint i = 0; i < json_array_get_length(list); i++) {
+        JsonObject *block = vmsnap_json_get_object(list, i);
+        if (block)
+            g_ptr_array_add(drives, drive_parse(drives, block));
     }
     return drives;
 }
 
 void vmsnap_qmp_drives_add_foreign(GPtrArray *drives, JsonNode *objects) {
-    JsonArray *list = JSON_NODE_HOLDS_ARRAY(objects) ? json_node_get_array(objects) : NULL;
-    for (guint i = 0; list && i < json_array_get_length(list); i++) {
-        JsonNode *node = json_array_get_element(list, i);
-        JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-        const char *type = string_member(object, "type");
+    JsonArray *list = vmsnap_json_as_array(objects);
+    for (guint i = 0; i < json_array_get_length(list); i++) {
+        JsonObject *object = vmsnap_json_get_object(list, i);
+        const char *type = vmsnap_json_find_text(object, "type");
         if (!type || !g_str_has_prefix(type, "child<vhost-user-blk"))
             continue;
         VmsnapQmpDrive *drive = g_new0(VmsnapQmpDrive, 1);
-        drive->base.name = name_choose(drives, string_member(object, "name"), NULL, NULL);
+        drive->base.name = name_choose(drives, vmsnap_json_find_text(object, "name"), NULL, NULL);
         drive->base.media = VMSNAP_MEDIA_REFUSED;
         drive->base.reason = "is served by another process than QEMU";
         g_ptr_array_add(drives, drive);
@@ -152,41 +139,34 @@ void vmsnap_qmp_drive_judge(VmsnapQmpDrive *drive, const VmsnapQmpDevice *device
 }
 
 static gint64 number_member(JsonObject *object, const char *name) {
-    JsonNode *node = object ? vmsnap_json_find(object, name, G_TYPE_INT64) : NULL;
+    JsonNode *node = vmsnap_json_find(object, name, G_TYPE_INT64);
     return node ? json_node_get_int(node) : -1;
 }
 
-/* Returns: (transfer none): the objects of a list; NULL in the place of what is none. */
-static JsonObject *list_get(JsonArray *list, guint i) {
-    JsonNode *node = json_array_get_element(list, i);
-    return JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-}
-
 static JsonArray *array_member(JsonNode *owner, const char *name) {
-    JsonNode *node = JSON_NODE_HOLDS_OBJECT(owner) ? json_object_get_member(json_node_get_object(owner), name) : NULL;
-    return node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+    return vmsnap_json_as_array(vmsnap_json_find_any(vmsnap_json_as_object(owner), name));
 }
 
 /* Returns: (transfer none): the vertex of that number, or NULL */
 static JsonObject *vertex_find(JsonArray *vertices, gint64 id) {
-    for (guint i = 0; vertices && i < json_array_get_length(vertices); i++)
-        if (number_member(list_get(vertices, i), "id") == id)
-            return list_get(vertices, i);
+    for (guint i = 0; i < json_array_get_length(vertices); i++)
+        if (number_member(vmsnap_json_get_object(vertices, i), "id") == id)
+            return vmsnap_json_get_object(vertices, i);
     return NULL;
 }
 
 static gboolean vertex_is(JsonObject *vertex, const char *type, const char *name) {
-    return g_strcmp0(string_member(vertex, "type"), type) == 0 &&
-           (!name || g_strcmp0(string_member(vertex, "name"), name) == 0);
+    return g_strcmp0(vmsnap_json_find_text(vertex, "type"), type) == 0 &&
+           (!name || g_strcmp0(vmsnap_json_find_text(vertex, "name"), name) == 0);
 }
 
 const char *vmsnap_qmp_find_child(JsonNode *graph, const char *parent) {
     JsonArray *vertices = array_member(graph, "nodes"), *edges = array_member(graph, "edges");
-    for (guint i = 0; edges && i < json_array_get_length(edges); i++) {
-        JsonObject *edge = list_get(edges, i);
+    for (guint i = 0; i < json_array_get_length(edges); i++) {
+        JsonObject *edge = vmsnap_json_get_object(edges, i);
         JsonObject *above = vertex_find(vertices, number_member(edge, "parent"));
-        if (vertex_is(above, "block-driver", parent) && g_strcmp0(string_member(edge, "name"), "file") == 0)
-            return string_member(vertex_find(vertices, number_member(edge, "child")), "name");
+        if (vertex_is(above, "block-driver", parent) && g_strcmp0(vmsnap_json_find_text(edge, "name"), "file") == 0)
+            return vmsnap_json_find_text(vertex_find(vertices, number_member(edge, "child")), "name");
     }
     return NULL;
 }
@@ -194,8 +174,8 @@ const char *vmsnap_qmp_find_child(JsonNode *graph, const char *parent) {
 gboolean vmsnap_qmp_is_root(JsonNode *graph, const char *name) {
     JsonArray *vertices = array_member(graph, "nodes"), *edges = array_member(graph, "edges");
     gboolean has_device = FALSE;
-    for (guint i = 0; edges && i < json_array_get_length(edges); i++) {
-        JsonObject *edge = list_get(edges, i);
+    for (guint i = 0; i < json_array_get_length(edges); i++) {
+        JsonObject *edge = vmsnap_json_get_object(edges, i);
         if (!vertex_is(vertex_find(vertices, number_member(edge, "child")), "block-driver", name))
             continue;
         if (!vertex_is(vertex_find(vertices, number_member(edge, "parent")), "block-backend", NULL))
@@ -206,13 +186,12 @@ gboolean vmsnap_qmp_is_root(JsonNode *graph, const char *name) {
 }
 
 const char *vmsnap_qmp_find_node(JsonNode *blocks, const char *device) {
-    JsonArray *list = JSON_NODE_HOLDS_ARRAY(blocks) ? json_node_get_array(blocks) : NULL;
-    for (guint i = 0; list && i < json_array_get_length(list); i++) {
-        JsonNode *node = json_array_get_element(list, i);
-        JsonObject *block = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+    JsonArray *list = vmsnap_json_as_array(blocks);
+    for (guint i = 0; i < json_array_get_length(list); i++) {
+        JsonObject *block = vmsnap_json_get_object(list, i);
         g_autofree char *path = device_path(block);
         if (g_strcmp0(path, device) == 0)
-            return string_member(object_member(block, "inserted"), "node-name");
+            return vmsnap_json_find_text(vmsnap_json_find_object(block, "inserted"), "node-name");
     }
     return NULL;
 }

@@ -63,11 +63,10 @@ VmsnapQmpServer vmsnap_qmp_server_look(const char *socket_path) {
 
 /* Other kinds of exports, such as vhost-user-blk, do not go through it. */
 static gboolean has_nbd_export(JsonNode *exports) {
-    JsonArray *list = JSON_NODE_HOLDS_ARRAY(exports) ? json_node_get_array(exports) : NULL;
-    for (guint i = 0; list && i < json_array_get_length(list); i++) {
-        JsonNode *node = json_array_get_element(list, i);
-        JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-        JsonNode *type = object ? vmsnap_json_find(object, "type", G_TYPE_STRING) : NULL;
+    JsonArray *list = vmsnap_json_as_array(exports);
+    for (guint i = 0; i < json_array_get_length(list); i++) {
+        JsonObject *object = vmsnap_json_get_object(list, i);
+        JsonNode *type = vmsnap_json_find(object, "type", G_TYPE_STRING);
         if (type && g_str_equal(json_node_get_string(type), "nbd"))
             return TRUE;
     }
