@@ -14,6 +14,7 @@ extern const char *const qemu_devices[QEMU_N_DISKS];
 typedef struct {
     char *directory;
     char *socket; /* of a monitor for the test */
+    char *output; /* the file of what it prints */
     GPid pid;
     VmsnapQmp *qmp; /* another one, which is connected */
 } Qemu;
