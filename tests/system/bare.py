@@ -74,7 +74,6 @@ class BareVm(Vm):
         super().__init__(disks, user=user, agent=agent)
         self._own(self.directory)
         self.qmp = self.directory / 'qmp'
-        self.source = f'qmp:{self.qmp}'
         self.mount_options = ''
         self._words = [
             '-name', self.name, '-uuid', self.uuid, '-machine', 'pc', '-cpu', 'qemu64,+rdrand', '-m', str(memory),
@@ -92,6 +91,10 @@ class BareVm(Vm):
                             f'socket,id=agent,path={self.directory}/agent,server=on,wait=off',
                             '-device', 'virtserialport,chardev=agent,name=org.qemu.guest_agent.0']
         self._words += extra
+
+    @property
+    def source(self):
+        return f'qmp:{self.qmp}'
 
     def _own(self, path):
         account = pwd.getpwnam(self._owner)

@@ -379,7 +379,7 @@ class TestCase(Rows, lib.TestCase):
         cls.prepare_guest()
 
     def start_overwriting(self):
-        self.vm.run(f'touch /tmp/overwriting; (while [ -e /tmp/overwriting ]; do {self.OVERWRITE}; usleep 300000; done; '
+        self.vm.run(f'touch /tmp/overwriting; (while [ -e /tmp/overwriting ]; do {self.OVERWRITE}; sleep 1; done; '
                     'touch /tmp/overwritten) >/dev/null 2>&1 &')
 
     def stop_overwriting(self):

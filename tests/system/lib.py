@@ -199,7 +199,6 @@ class Vm:
         self.user = user
         self.agent = agent
         self.uri = 'qemu:///session' if user else 'qemu:///system'
-        self.source = self.name  # what is mounted
         self.mount_options = f'connect={self.uri}' if user else ''  # without which it is not found
         self.directory = make_directory(self.name, user)
         self.console = self.directory / 'console.log'
@@ -429,6 +428,11 @@ class Vm:
 
     def _remove(self):
         shutil.rmtree(self.directory)
+
+    @property
+    def source(self):
+        """What is mounted."""
+        return self.name
 
     def run(self, command, status=0, timeout=PATIENCE):
         """Runs a line of shell in the guest and returns what it printed (init says how)."""
