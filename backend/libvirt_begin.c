@@ -368,17 +368,6 @@ static void snapshot_add_disks(VmsnapLibvirtSnapshot *snapshot, const GPtrArray 
 }
 
 /* What has another size is not that disk. */
-static gboolean disk_check_export(const VmsnapLibvirtDisk *disk, GError **error) {
-    uint64_t export_bytes = vmsnap_nbd_pool_get_size(disk->pool);
-    if (disk->base.size_bytes == export_bytes)
-        return TRUE;
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use the export of disk '%s': it has %" G_GUINT64_FORMAT
-                " bytes, and the disk %" G_GUINT64_FORMAT "; try again if it has just been resized",
-                disk->base.name, export_bytes, disk->base.size_bytes);
-    return FALSE;
-}
-
 static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const VmsnapBeginOptions *options,
                                     GError **error) {
     snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
@@ -392,7 +381,7 @@ static gboolean snapshot_open_disks(VmsnapLibvirtSnapshot *snapshot, const Vmsna
                                          options->connections, options->timeout_ms, error);
         if (!disk->pool)
             return FALSE;
-        if (!disk_check_export(disk, error))
+        if (!vmsnap_nbd_pool_check_size(disk->pool, &disk->base, error))
             return FALSE;
     }
     return vmsnap_increment_check_sizes(options, &snapshot->base, error);

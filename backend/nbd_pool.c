@@ -120,3 +120,14 @@ void vmsnap_nbd_pool_free(VmsnapNbdPool *pool) {
     vmsnap_nbd_connection_free(pool->changes);
     g_free(pool);
 }
+
+gboolean vmsnap_nbd_pool_check_size(const VmsnapNbdPool *pool, const VmsnapDisk *disk, GError **error) {
+    uint64_t export_bytes = vmsnap_nbd_pool_get_size(pool);
+    if (disk->size_bytes == export_bytes)
+        return TRUE;
+    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
+                "failed to use the export of disk '%s': it has %" G_GUINT64_FORMAT
+                " bytes, and the disk %" G_GUINT64_FORMAT "; try again if it has just been resized",
+                disk->name, export_bytes, disk->size_bytes);
+    return FALSE;
+}

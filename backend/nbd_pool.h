@@ -23,6 +23,9 @@ VmsnapNbdPool *vmsnap_nbd_pool_new(VmsnapIoThreads *threads, VmsnapSnapshot *sna
 
 uint64_t vmsnap_nbd_pool_get_size(const VmsnapNbdPool *pool);
 
+/** Returns: FALSE with @error set if the export of @disk is not as large as the disk. */
+gboolean vmsnap_nbd_pool_check_size(const VmsnapNbdPool *pool, const VmsnapDisk *disk, GError **error);
+
 /** As vmsnap_disk_read(). */
 void vmsnap_nbd_pool_read(VmsnapNbdPool *pool, void *buffer, size_t length, uint64_t offset, VmsnapDoneFunc done,
                           gpointer user_data);

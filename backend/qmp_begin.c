@@ -284,17 +284,6 @@ static gboolean snapshot_put_into_qemu(VmsnapQmpSnapshot *snapshot, VmsnapQmp *q
 }
 
 /* What has another size is not that disk. */
-static gboolean disk_check_export(const VmsnapQmpDisk *disk, GError **error) {
-    uint64_t export_bytes = vmsnap_nbd_pool_get_size(disk->pool);
-    if (disk->base.size_bytes == export_bytes)
-        return TRUE;
-    g_set_error(error, VMSNAP_ERROR, VMSNAP_ERROR_FAILED,
-                "failed to use the export of disk '%s': it has %" G_GUINT64_FORMAT
-                " bytes, and the disk %" G_GUINT64_FORMAT "; try again if it has just been resized",
-                disk->base.name, export_bytes, disk->base.size_bytes);
-    return FALSE;
-}
-
 static gboolean snapshot_open_disks(VmsnapQmpSnapshot *snapshot, const VmsnapBeginOptions *options, GError **error) {
     snapshot->threads = vmsnap_io_threads_new(N_IO_THREADS);
     snapshot->server = vmsnap_nbd_server_new_private(snapshot->record->socket, error);
@@ -304,7 +293,7 @@ static gboolean snapshot_open_disks(VmsnapQmpSnapshot *snapshot, const VmsnapBeg
         VmsnapQmpDisk *disk = g_ptr_array_index(snapshot->base.disks, i);
         disk->pool = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->server, disk->base.name, NULL,
                                          options->connections, options->timeout_ms, error);
-        if (!disk->pool || !disk_check_export(disk, error))
+        if (!disk->pool || !vmsnap_nbd_pool_check_size(disk->pool, &disk->base, error))
             return FALSE;
         g_autofree char *scratch = vmsnap_qmp_graph_name_scratch(snapshot->graph, i);
         disk->scratch = vmsnap_nbd_pool_new(snapshot->threads, &snapshot->base, snapshot->server, scratch, NULL, 1,
